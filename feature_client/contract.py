@@ -1,0 +1,131 @@
+"""What a release promises: the features it reads, the tasks it answers, and how its reasons are computed."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from feature_client.errors import RapportError
+from feature_client.schema import Encoded, FeatureSchema
+
+ATOL = RTOL = 1e-5
+"""DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
+
+CONTRACT_FORMAT = 1
+
+
+class ContractError(RapportError):
+    """A contract that cannot be read, or that disagrees with itself."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Scores of at least `at_least` (in the task's unit) are called `name`; the highest matching segment wins."""
+
+    name: str
+    at_least: float
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """The task is defined for customers whose `feature` is at most `at_most`; missing values are not eligible."""
+
+    feature: str
+    at_most: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output of the model. unit: `probability`, or a currency code (an amount over the horizon)."""
+
+    name: str
+    label: str
+    kind: Literal["probability", "amount"]
+    unit: str
+    horizon_days: int
+    segments: tuple[Segment, ...] = ()  # highest first
+    eligibility: Eligibility | None = None
+
+    def segment(self, score: float) -> str | None:
+        return next((segment.name for segment in self.segments if score >= segment.at_least), None)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How attributions are computed: exact interventional Shapley values over feature groups.
+
+    expected_error: mean relative error against exact values, per task (0 for the exact graph).
+    base: mean score of the background rows, per task.
+    """
+
+    method: str
+    background_rows: int
+    base: Mapping[str, float]
+    expected_error: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Reference values of one feature in the training rows. quantiles: at 0, 0.05, ..., 1 (numbers only)."""
+
+    missing_share: float
+    quantiles: tuple[float, ...] = ()
+    shares: Mapping[str, float] | None = None  # categories only
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Travels in a release as contract.json; holds no hash of the graphs, whose metadata hold its digest."""
+
+    model: str
+    schema: FeatureSchema
+    tasks: tuple[Task, ...]
+    explanation: Explanation
+    reference: Mapping[str, Distribution]
+    training: Mapping[str, str]  # window, cutoffs, rows
+    metrics: Mapping[str, Mapping[str, float]]  # task -> metric -> value on the test cutoffs
+    digests: Mapping[str, str]  # data, code
+    format: int = CONTRACT_FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != CONTRACT_FORMAT:
+            raise ContractError(f"contract format {self.format}; this version reads format {CONTRACT_FORMAT}")
+        for task in self.tasks:
+            if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
+                raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Contract":
+        """Raises ContractError on anything that is not a contract of this format."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise ContractError(f"not a contract: {exc}") from exc
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over content, not over formatting."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+    @cached_property
+    def task_names(self) -> tuple[str, ...]:
+        """Columns of the `scores` tensor."""
+        return tuple(task.name for task in self.tasks)
+
+    def eligible(self, encoded: Encoded) -> npt.NDArray[np.bool_]:
+        """Which tasks are defined for which rows: [rows, tasks]."""
+        eligible = np.ones((len(encoded), len(self.tasks)), dtype=bool)
+        columns = [feature.name for feature in self.schema.numeric]
+        for position, task in enumerate(self.tasks):
+            if task.eligibility is not None:
+                values = encoded.numeric[:, columns.index(task.eligibility.feature)]
+                eligible[:, position] = values <= task.eligibility.at_most  # false for NaN
+        return eligible

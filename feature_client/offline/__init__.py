@@ -1,0 +1,1 @@
+"""Events to features, offline: events, aggregates, the Feast registry, historical rows, materialization."""

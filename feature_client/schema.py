@@ -1,0 +1,368 @@
+"""What a model reads: its features, where each is stored, and how stored values become input tensors.
+
+A `FeatureSchema` is compiled from the Feast registry (`offline/registry.py`), travels inside every release, and is
+the only place where training and serving turn values into tensors: both call `FeatureSchema.encode`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from feature_client.errors import RapportError
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+Override = float | str | None
+
+Kind = Literal["numeric", "category", "elapsed", "calendar"]
+"""numeric: stored number. category: stored string. elapsed: days from a stored timestamp to `as_of`.
+calendar: not stored, computed from `as_of` alone."""
+
+DAY_S = 86_400.0
+YEAR_S = 365.2425 * DAY_S
+MISSING, UNSEEN = 0, 1
+"""Category indices in front of the vocabulary."""
+
+CLOCK_TOLERANCE_S = 60.0
+"""How far a writer's clock may run ahead of ours before its rows count as dated in the future."""
+
+CALENDAR = {
+    "season_sin": lambda seconds: np.sin(2 * np.pi * seconds / YEAR_S),
+    "season_cos": lambda seconds: np.cos(2 * np.pi * seconds / YEAR_S),
+}
+
+
+class SchemaError(RapportError):
+    """A declaration that cannot be served; the message names the feature."""
+
+
+class OverrideError(ValueError):
+    """A request-time value that the schema does not know or cannot hold.
+
+    `row` is the position of the entity; the message names the feature only when it is one of ours.
+    """
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of the model.
+
+    `field` is the stored Feast field (null for calendar features). `default` is what the graph puts in place of a
+    missing number; categories have index 0 for that. `max_age_s` and `on_stale` rule freshness online.
+    """
+
+    name: str
+    kind: Kind
+    group: str
+    label: str
+    unit: str = ""
+    view: str | None = None
+    field: str | None = None
+    dtype: str | None = None
+    default: float | None = None
+    nullable: bool = False
+    max_age_s: float | None = None
+    on_stale: Literal["use", "default"] = "use"
+    vocabulary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JoinKey:
+    """One part of the entity id, with the type under which Feast stores it."""
+
+    name: str
+    dtype: Literal["string", "int64", "int32"] = "string"
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """What the store holds for some entities, column-wise, before any rule of the schema is applied.
+
+    numbers: float64 [rows, stored numbers and timestamps], timestamps in epoch seconds, NaN where missing.
+    strings: object  [rows, stored categories], None where missing.
+    event_times: float64 [rows, views], epoch seconds at which the row was computed, NaN where the view has no row.
+    corrupt: (row, stored field) of values that are there but cannot be read; they count as missing.
+    """
+
+    numbers: FloatArray
+    strings: npt.NDArray[np.object_]
+    event_times: FloatArray
+    corrupt: frozenset[tuple[int, str]] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.event_times)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Input tensors with what must be said about them. Masks are [rows, features] in the order of the schema."""
+
+    numeric: npt.NDArray[np.float32]  # [rows, numeric features]
+    categorical: npt.NDArray[np.int64]  # [rows, category features]
+    defaulted: BoolArray
+    stale: BoolArray
+    overridden: BoolArray
+    unknown: BoolArray  # [rows]: no view has a row for the entity
+    age_s: FloatArray  # [rows]: age of the oldest view read, NaN for unknown entities
+
+    @property
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        return {"numeric": self.numeric, "categorical": self.categorical}
+
+    def __len__(self) -> int:
+        return len(self.numeric)
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """The features of one model, in the order of its input tensors.
+
+    `entity_fields` maps a view to its stored copy of the entity id, which readers compare.
+    """
+
+    project: str
+    entity: tuple[JoinKey, ...]
+    features: tuple[Feature, ...]
+    entity_fields: Mapping[str, str]
+    groups: Mapping[str, str]  # group -> label, in display order
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise SchemaError(f"declared twice: {', '.join(duplicates)}")
+        for feature in self.features:
+            _check(feature, self.groups)
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+    @cached_property
+    def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(feature.view for feature in self.features if feature.view is not None))
+
+    @cached_property
+    def stored_numbers(self) -> tuple[Feature, ...]:
+        return tuple(feature for feature in self.features if feature.kind in ("numeric", "elapsed"))
+
+    @cached_property
+    def numeric(self) -> tuple[Feature, ...]:
+        """Columns of the `numeric` tensor."""
+        return tuple(feature for feature in self.features if feature.kind != "category")
+
+    @cached_property
+    def categorical(self) -> tuple[Feature, ...]:
+        """Columns of the `categorical` tensor."""
+        return tuple(feature for feature in self.features if feature.kind == "category")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Feature]:
+        return {feature.name: feature for feature in self.features}
+
+    def with_vocabularies(self, vocabularies: Mapping[str, Sequence[str]]) -> "FeatureSchema":
+        """The schema with the categories seen in training; features not named keep theirs."""
+        if unknown := sorted(set(vocabularies) - {feature.name for feature in self.categorical}):
+            raise SchemaError(f"not categories: {', '.join(unknown)}")
+        return replace(
+            self,
+            features=tuple(
+                replace(feature, vocabulary=tuple(vocabularies.get(feature.name, feature.vocabulary)))
+                for feature in self.features
+            ),
+        )
+
+    def batch(self, columns: Mapping[str, Any], event_times: FloatArray) -> FeatureBatch:
+        """A FeatureBatch from columns of stored fields: what training reads from Feast's historical join.
+
+        Numbers and timestamps (epoch seconds) as anything NumPy turns into float64; categories as sequences of
+        str or None. event_times: [rows, views].
+        """
+        rows = len(event_times)
+        numbers = np.full((rows, len(self.stored_numbers)), np.nan)
+        for position, feature in enumerate(self.stored_numbers):
+            numbers[:, position] = np.asarray(columns[_field(feature)], dtype=np.float64)
+        strings = np.full((rows, len(self.categorical)), None, dtype=object)
+        for position, feature in enumerate(self.categorical):
+            strings[:, position] = columns[_field(feature)]
+        return FeatureBatch(numbers, strings, event_times)
+
+    def encode(
+        self,
+        batch: FeatureBatch,
+        as_of: float | FloatArray,
+        overrides: Sequence[Mapping[str, Override]] | None = None,
+    ) -> Encoded:
+        """Stored values to input tensors, with the freshness rules and the request's own values applied.
+
+        as_of: epoch seconds, one for all rows or one a row ([rows]). overrides: one mapping a row, feature name ->
+        value in the feature's unit (null: as if missing). Raises OverrideError.
+        """
+        rows = len(batch)
+        instant = np.broadcast_to(np.asarray(as_of, dtype=np.float64), (rows,))[:, None]
+        age = instant - batch.event_times  # [rows, views]
+        stale = np.zeros((rows, len(self.features)), dtype=bool)
+        stored = [i for i, feature in enumerate(self.features) if feature.view is not None]
+        view_of = [self.views.index(str(self.features[i].view)) for i in stored]
+        max_age = np.array([self._max_age(i) for i in stored])
+        # NaN (no row) compares false both ways: an absent view is missing, not stale.
+        stale[:, stored] = (age[:, view_of] > max_age) | (age[:, view_of] < -CLOCK_TOLERANCE_S)
+        drop = stale & np.array([feature.on_stale == "default" for feature in self.features])
+
+        numeric = self._numeric(batch, instant, drop)
+        categorical = self._categorical(batch, drop)
+        missing = np.zeros((rows, len(self.features)), dtype=bool)
+        missing[:, self._numeric_at] = np.isnan(numeric)
+        missing[:, self._categorical_at] = categorical == MISSING
+        defaulted = missing & ~drop & ~np.array([feature.nullable for feature in self.features], dtype=bool)
+        # A null of a nullable feature means something only where the view has a row.
+        absent = np.isnan(batch.event_times)
+        defaulted[:, stored] |= missing[:, stored] & absent[:, view_of]
+        for row, field in batch.corrupt:
+            position = next(i for i, feature in enumerate(self.features) if feature.field == field)
+            defaulted[row, position] = not drop[row, position]
+
+        overridden = np.zeros_like(missing)
+        if overrides is not None:
+            self._apply(overrides, numeric, categorical, overridden)
+            defaulted &= ~overridden
+            stale &= ~overridden
+        unknown: BoolArray = np.all(absent, axis=1)
+        known_age = np.where(absent, -np.inf, age).max(axis=1, initial=-np.inf)
+        return Encoded(
+            numeric=numeric,
+            categorical=categorical,
+            defaulted=defaulted,
+            stale=stale,
+            overridden=overridden,
+            unknown=unknown,
+            age_s=np.where(unknown, np.nan, known_age),
+        )
+
+    def decode_row(self, encoded: Encoded, row: int) -> dict[str, float | str | None]:
+        """The model's inputs of one row by name, readable: categories as their text, missing as None."""
+        values: dict[str, float | str | None] = {}
+        for position, feature in enumerate(self.numeric):
+            number = float(encoded.numeric[row, position])
+            values[feature.name] = None if np.isnan(number) else number
+        for position, feature in enumerate(self.categorical):
+            index = int(encoded.categorical[row, position])
+            values[feature.name] = None if index == MISSING else self._word(feature, index)
+        return {feature.name: values[feature.name] for feature in self.features}
+
+    @cached_property
+    def _numeric_at(self) -> list[int]:
+        return [i for i, feature in enumerate(self.features) if feature.kind != "category"]
+
+    @cached_property
+    def _categorical_at(self) -> list[int]:
+        return [i for i, feature in enumerate(self.features) if feature.kind == "category"]
+
+    @cached_property
+    def _index(self) -> Mapping[str, Mapping[str, int]]:
+        return {
+            feature.name: {word: position + 2 for position, word in enumerate(feature.vocabulary)}
+            for feature in self.categorical
+        }
+
+    @cached_property
+    def _input_column(self) -> Mapping[str, int]:
+        return {feature.name: i for inputs in (self.numeric, self.categorical) for i, feature in enumerate(inputs)}
+
+    def _max_age(self, position: int) -> float:
+        max_age_s = self.features[position].max_age_s
+        return np.inf if max_age_s is None else max_age_s
+
+    def _numeric(self, batch: FeatureBatch, instant: FloatArray, drop: BoolArray) -> npt.NDArray[np.float32]:
+        columns = np.empty((len(batch), len(self.numeric)), dtype=np.float64)
+        stored = iter(batch.numbers.T)
+        for position, feature in enumerate(self.numeric):
+            if feature.kind == "calendar":
+                columns[:, position] = CALENDAR[feature.name](instant[:, 0])
+            elif feature.kind == "elapsed":
+                seconds = instant[:, 0] - next(stored)
+                # Later than `as_of` beyond what clocks may differ is an error in the data, not a fresh event.
+                columns[:, position] = np.where(seconds < -CLOCK_TOLERANCE_S, np.nan, np.maximum(seconds, 0.0) / DAY_S)
+            else:
+                columns[:, position] = next(stored)
+        with np.errstate(over="ignore"):
+            numeric = columns.astype(np.float32)
+        numeric[~np.isfinite(numeric) | drop[:, self._numeric_at]] = np.nan
+        return numeric
+
+    def _categorical(self, batch: FeatureBatch, drop: BoolArray) -> npt.NDArray[np.int64]:
+        indices = np.empty((len(batch), len(self.categorical)), dtype=np.int64)
+        for position, feature in enumerate(self.categorical):
+            index = self._index[feature.name]
+            indices[:, position] = [
+                MISSING if word is None else index.get(word, UNSEEN) for word in batch.strings[:, position]
+            ]
+        indices[drop[:, self._categorical_at]] = MISSING
+        return indices
+
+    def _apply(
+        self,
+        overrides: Sequence[Mapping[str, Override]],
+        numeric: npt.NDArray[np.float32],
+        categorical: npt.NDArray[np.int64],
+        overridden: BoolArray,
+    ) -> None:
+        for row, values in enumerate(overrides):
+            for name, value in values.items():
+                feature = self.by_name.get(name)
+                if feature is None:
+                    raise OverrideError("not a feature of this model", row)
+                column = self._input_column[name]
+                if feature.kind == "category":
+                    categorical[row, column] = self._category_override(feature, value, row)
+                else:
+                    numeric[row, column] = _number_override(feature, value, row)
+                overridden[row, self.features.index(feature)] = True
+
+    def _category_override(self, feature: Feature, value: Override, row: int) -> int:
+        if value is None:
+            return MISSING
+        if not isinstance(value, str):
+            raise OverrideError(f"{feature.name} takes a string or null", row)
+        return self._index[feature.name].get(value, UNSEEN)
+
+    def _word(self, feature: Feature, index: int) -> str:
+        return "(unseen)" if index == UNSEEN else feature.vocabulary[index - 2]
+
+
+def _number_override(feature: Feature, value: Override, row: int) -> float:
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool | str):
+        raise OverrideError(f"{feature.name} takes a number or null", row)
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise OverrideError(f"{feature.name} does not fit into float32", row)
+    return value
+
+
+def _field(feature: Feature) -> str:
+    if feature.field is None:
+        raise SchemaError(f"{feature.name} is not stored")
+    return feature.field
+
+
+def _check(feature: Feature, groups: Mapping[str, str]) -> None:
+    if feature.group not in groups:
+        raise SchemaError(f"{feature.name}: group {feature.group!r} has no label")
+    if feature.kind == "calendar":
+        if feature.name not in CALENDAR:
+            raise SchemaError(f"{feature.name}: calendar features are {', '.join(CALENDAR)}")
+        return
+    if feature.view is None or feature.field is None or feature.dtype is None:
+        raise SchemaError(f"{feature.name}: a stored feature needs view, field and dtype")
+    if feature.kind != "category" and feature.default is None and not feature.nullable:
+        raise SchemaError(f"{feature.name}: a number that may not be null needs a default")

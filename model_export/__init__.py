@@ -1,0 +1,1 @@
+"""Dataset to release, one file a step: dataset, train, evaluate, export, verify, publish."""

@@ -1,0 +1,1 @@
+"""The gateway: HTTP request in, explained prediction out."""
