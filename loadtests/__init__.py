@@ -1,0 +1,1 @@
+"""Load on the gateway, through HTTP alone: nothing of ours is imported here."""
