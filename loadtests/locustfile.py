@@ -92,7 +92,8 @@ class Run:
             self.headers["Authorization"] = f"Bearer {options.api_key}"
         if options.deadline_ms:
             self.headers["X-Deadline-Ms"] = str(options.deadline_ms)
-        self.started_at = time.perf_counter()
+        self.started_at = math.inf  # the first user's start, the last user's stop
+        self.stopped_at = -math.inf
         self.user_seconds = 0.0
         # Locust rounds its own to whole milliseconds, which is a lot of a gateway that answers within three.
         self.milliseconds: dict[str, array[float]] = defaultdict(lambda: array("d"))
@@ -126,9 +127,12 @@ class GatewayUser(FastHttpUser):
         self.run_ = RUNS[self.environment]
         self.pace = constant_throughput(self.run_.rate) if self.run_.rate > 0 else None
         self.started_at = time.perf_counter()
+        self.run_.started_at = min(self.run_.started_at, self.started_at)
 
     def on_stop(self) -> None:
-        self.run_.user_seconds += time.perf_counter() - self.started_at
+        stopped_at = time.perf_counter()
+        self.run_.user_seconds += stopped_at - self.started_at
+        self.run_.stopped_at = max(self.run_.stopped_at, stopped_at)
 
     def wait_time(self) -> float:
         return self.pace(self) if self.pace else 0.0
@@ -204,11 +208,9 @@ def report(environment: Environment, **_: Any) -> None:
         ordered = sorted(values)
         p50, p95, p99 = (_percentile(ordered, share) for share in (0.50, 0.95, 0.99))
         lines.append(f"{name:12} {len(ordered):9} {p50:9.2f} {p95:9.2f} {p99:9.2f}")
-    seconds = total.last_request_timestamp - total.start_time if total.last_request_timestamp else 0.0
-    achieved = total.num_requests / seconds if seconds > 0 else math.nan
-    offered = (
-        f"{run.user_seconds * run.rate / seconds:.1f} requests/s" if run.rate > 0 and seconds > 0 else "closed loop"
-    )
+    seconds = run.stopped_at - run.started_at
+    achieved = total.num_requests / seconds
+    offered = f"{run.user_seconds * run.rate / seconds:.1f} requests/s" if run.rate > 0 else "closed loop"
     shares = ", ".join(f"{status} {count}" for status, count in run.answered.most_common())
     lines += [
         f"offered {offered}, achieved {achieved:.1f} requests/s, failed {total.num_failures} of {total.num_requests}",
