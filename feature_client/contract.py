@@ -1,7 +1,7 @@
 """What a release promises: the features it reads, the tasks it answers, and how its reasons are computed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,6 +17,9 @@ ATOL = RTOL = 1e-5
 """DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
 
 CONTRACT_FORMAT = 1
+
+CONTRACT_KEY = "rapport.contract"
+"""Where a graph's metadata and its config.pbtxt hold the digest of their contract."""
 
 
 class ContractError(RapportError):
@@ -122,10 +125,34 @@ class Contract:
 
     def eligible(self, encoded: Encoded) -> npt.NDArray[np.bool_]:
         """Which tasks are defined for which rows: [rows, tasks]."""
-        eligible = np.ones((len(encoded), len(self.tasks)), dtype=bool)
-        columns = [feature.name for feature in self.schema.numeric]
-        for position, task in enumerate(self.tasks):
-            if task.eligibility is not None:
-                values = encoded.numeric[:, columns.index(task.eligibility.feature)]
-                eligible[:, position] = values <= task.eligibility.at_most  # false for NaN
-        return eligible
+        return eligible_rows(self.schema, self.tasks, encoded.numeric)
+
+
+def eligible_rows(
+    schema: FeatureSchema, tasks: Sequence[Task], numeric: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Which tasks are defined for which rows of the `numeric` tensor: [rows, tasks]. Training and serving call it."""
+    eligible = np.ones((len(numeric), len(tasks)), dtype=bool)
+    columns = [feature.name for feature in schema.numeric]
+    for position, task in enumerate(tasks):
+        if task.eligibility is not None:
+            values = numeric[:, columns.index(task.eligibility.feature)]
+            eligible[:, position] = values <= task.eligibility.at_most  # false for NaN
+    return eligible
+
+
+def discrepancy(actual: npt.ArrayLike, expected: npt.ArrayLike, scale: npt.ArrayLike = 0.0) -> npt.NDArray[np.float64]:
+    """|a - b| in units of what DESIGN.md 3 allows: two answers are equal where it is at most 1, which NaN never is.
+
+    scale: the size of the whole that the compared value is a part of, for values that are differences of larger ones
+    (`attribution_scale`): float32 cannot resolve a part below the rounding of its whole.
+    """
+    expected = np.asarray(expected, dtype=np.float64)
+    difference = np.abs(np.asarray(actual, dtype=np.float64) - expected)
+    return np.asarray(difference / (ATOL + RTOL * np.maximum(np.abs(expected), scale)))
+
+
+def attribution_scale(attributions: npt.ArrayLike, base: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """attributions [B, T, G], base [B, T] -> [B, T, 1]: the size of what is split up, an upper bound of the score."""
+    parts = np.abs(np.asarray(attributions, dtype=np.float64)).sum(axis=-1, keepdims=True)
+    return np.asarray(parts + np.abs(np.asarray(base, dtype=np.float64))[..., None])

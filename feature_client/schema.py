@@ -6,7 +6,7 @@ the only place where training and serving turn values into tensors: both call `F
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -118,6 +118,9 @@ class Encoded:
     @property
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         return {"numeric": self.numeric, "categorical": self.categorical}
+
+    def rows(self, rows: slice) -> "Encoded":
+        return Encoded(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -248,6 +251,12 @@ class FeatureSchema:
             age_s=np.where(unknown, np.nan, known_age),
         )
 
+    def check_overrides(self, overrides: Sequence[Mapping[str, Override]]) -> None:
+        """Raises OverrideError where `encode` would: for one request, before it joins others in a batch."""
+        for row, values in enumerate(overrides):
+            for name, value in values.items():
+                self._override(name, value, row)
+
     def decode_row(self, encoded: Encoded, row: int) -> dict[str, float | str | None]:
         """The model's inputs of one row by name, readable: categories as their text, missing as None."""
         values: dict[str, float | str | None] = {}
@@ -318,22 +327,27 @@ class FeatureSchema:
     ) -> None:
         for row, values in enumerate(overrides):
             for name, value in values.items():
-                feature = self.by_name.get(name)
-                if feature is None:
-                    raise OverrideError("not a feature of this model", row)
-                column = self._input_column[name]
-                if feature.kind == "category":
-                    categorical[row, column] = self._category_override(feature, value, row)
-                else:
-                    numeric[row, column] = _number_override(feature, value, row)
-                overridden[row, self.features.index(feature)] = True
+                encoded = self._override(name, value, row)
+                matrix = categorical if isinstance(encoded, int) else numeric
+                matrix[row, self._input_column[name]] = encoded
+                overridden[row, self._position[name]] = True
 
-    def _category_override(self, feature: Feature, value: Override, row: int) -> int:
+    def _override(self, name: str, value: Override, row: int) -> int | float:
+        """The tensor's value: int for a category, float for a number."""
+        feature = self.by_name.get(name)
+        if feature is None:
+            raise OverrideError("not a feature of this model", row)
+        if feature.kind != "category":
+            return _number_override(feature, value, row)
         if value is None:
             return MISSING
         if not isinstance(value, str):
             raise OverrideError(f"{feature.name} takes a string or null", row)
         return self._index[feature.name].get(value, UNSEEN)
+
+    @cached_property
+    def _position(self) -> Mapping[str, int]:
+        return {feature.name: position for position, feature in enumerate(self.features)}
 
     def _word(self, feature: Feature, index: int) -> str:
         return "(unseen)" if index == UNSEEN else feature.vocabulary[index - 2]
@@ -346,7 +360,7 @@ def _number_override(feature: Feature, value: Override, row: int) -> float:
         raise OverrideError(f"{feature.name} takes a number or null", row)
     if not abs(value) <= float(np.finfo(np.float32).max):
         raise OverrideError(f"{feature.name} does not fit into float32", row)
-    return value
+    return float(value)
 
 
 def _field(feature: Feature) -> str:

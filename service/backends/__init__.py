@@ -18,9 +18,16 @@ class BadModelOutput(Exception):
     """The backend answered something that cannot be an answer: wrong name, shape or dtype, or not finite."""
 
 
+CONTRACT_KEY = "rapport.contract"
+"""Where a graph's metadata holds the digest of its contract."""
+
+
 class Backend(Protocol):
-    async def load(self, name: str, directory: Path) -> None:
-        """Makes model `name` (`engagement.3`, `engagement.3.explain`) ready. Raises BackendUnavailable."""
+    async def load(self, name: str, directory: Path) -> str:
+        """Makes model `name` (`engagement.3`, `engagement.3.explain`) ready.
+
+        Returns the digest of the contract that the graph was exported with. Raises BackendUnavailable.
+        """
 
     async def unload(self, name: str) -> None: ...
 
@@ -31,3 +38,13 @@ class Backend(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+def checked(name: str, outputs: Mapping[str, npt.NDArray[Any]], rows: int) -> dict[str, npt.NDArray[np.float32]]:
+    """The outputs, where they can be an answer for `rows` rows. Raises BadModelOutput."""
+    for output, values in outputs.items():
+        if values.dtype != np.float32 or values.ndim == 0 or values.shape[0] != rows:
+            raise BadModelOutput(f"{name}: {output} is {values.dtype} {list(values.shape)} for {rows} rows")
+        if not np.isfinite(values).all():
+            raise BadModelOutput(f"{name}: {output} is not finite")
+    return dict(outputs)

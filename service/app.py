@@ -1,0 +1,108 @@
+"""The composition root: settings in, ASGI app out. The only file that knows every part."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import start_http_server
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from feature_client.clock import replay_clock, wall_clock
+from feature_client.errors import RapportError
+from feature_client.online.reader import FeatureReader
+from feature_client.online.redis_reader import RedisReader
+from service.admission import Admission
+from service.auth import Keyring
+from service.backends import Backend
+from service.endpoints import Endpoints, on_error
+from service.errors import TABLE
+from service.exchange import Observer
+from service.metrics import Metrics
+from service.openapi import Gateway, answers_of, body_of
+from service.predictor import Limits, Predictor
+from service.protocol import ExplainRequest, ModelList, PredictRequest, PredictResponse
+from service.releases import Releases
+from service.settings import Settings
+
+
+def create_app(settings: Settings, *, reader: FeatureReader | None = None, backend: Backend | None = None) -> ASGIApp:
+    """Production passes settings alone; tests pass other parts. Raises KeysError and RapportError."""
+    metrics = Metrics()
+    reader = reader or RedisReader.from_url(settings.redis, timeout_s=settings.redis_timeout_ms / 1_000)
+    backend = backend or _embedded(settings)
+    releases = Releases(settings.models, backend, metrics)
+    lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
+    predictor = Predictor(
+        releases,
+        reader,
+        backend,
+        Admission(lanes, metrics),
+        replay_clock(settings.as_of) if settings.as_of else wall_clock,
+        metrics,
+        Limits(settings.redis_timeout_ms / 1_000, settings.max_batch_rows, settings.batches_in_flight),
+    )
+    keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
+    endpoints = Endpoints(settings, keyring, predictor, releases, reader, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(releases.watch(settings.release_poll_s))
+        exposition = None
+        if settings.metrics_port is not None:
+            exposition, _thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
+        try:
+            yield
+        finally:
+            if exposition is not None:
+                await asyncio.to_thread(exposition.shutdown)
+                exposition.server_close()
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+            await backend.close()
+            await reader.close()
+
+    return Observer(_routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None), metrics)
+
+
+def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -> FastAPI:
+    app = Gateway(
+        title="Rapport",
+        version=version("rapport"),
+        summary="From a customer id to an explained, multi-task engagement prediction, under one deadline.",
+        lifespan=lifespan,  # type: ignore[arg-type]
+        redoc_url=None,
+        exception_handlers={kind: on_error for kind in (*TABLE, HTTPException, RequestValidationError, Exception)},  # type: ignore[misc]
+    )
+    entities = [{"customer_id": "17850"}]
+    app.post(
+        "/v1/predict",
+        response_model=None,
+        responses=answers_of(PredictResponse),
+        openapi_extra=body_of(PredictRequest, {"entities": entities, "explain": 3}),
+    )(endpoints.predict)
+    app.post(
+        "/v1/explain",
+        response_model=None,
+        responses=answers_of(PredictResponse),
+        openapi_extra=body_of(ExplainRequest, {"entities": entities, "tasks": ["churn_90d"], "top": 3}),
+    )(endpoints.explain)
+    app.get("/v1/models", response_model=None, responses=answers_of(ModelList))(endpoints.models)
+    app.get("/v1/models/{model}", response_model=None)(endpoints.model)
+    app.get("/livez", response_model=None)(endpoints.livez)
+    app.get("/readyz", response_model=None)(endpoints.readyz)
+    if not own_metrics_port:
+        app.get("/metrics", response_model=None)(endpoints.exposition)
+    return app
+
+
+def _embedded(settings: Settings) -> Backend:
+    try:
+        from service.backends.embedded import EmbeddedBackend  # noqa: PLC0415  (an extra, named when it is missing)
+    except ImportError as exc:
+        raise RapportError("ONNX Runtime is not installed: pip install 'rapport[cpu]' (or rapport[gpu])") from exc
+    return EmbeddedBackend(settings.model_threads)

@@ -1,0 +1,65 @@
+"""In-process ONNX Runtime."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from feature_client.release import graph_file
+from service.backends import CONTRACT_KEY, BackendUnavailable, Tensors, checked
+
+
+class EmbeddedBackend:
+    """threads: of one inference. One inference runs at a time in each lane: scores, explanations.
+
+    Explanations have a thread of their own, so that a score never queues behind one.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.options = ort.SessionOptions()
+        self.options.intra_op_num_threads = threads
+        self.options.inter_op_num_threads = 1
+        self.sessions: dict[str, ort.InferenceSession] = {}
+        self.scores = ThreadPoolExecutor(1, thread_name_prefix="scores")
+        self.explanations = ThreadPoolExecutor(1, thread_name_prefix="explanations")
+
+    async def load(self, name: str, directory: Path) -> str:
+        path = graph_file(directory)
+        try:
+            session = await asyncio.to_thread(
+                ort.InferenceSession, str(path), self.options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # ONNX Runtime's errors share no base but Exception
+            raise BackendUnavailable(f"{name}: ONNX Runtime cannot load {path.name}: {exc}") from exc
+        self.sessions[name] = session
+        metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        return metadata.get(CONTRACT_KEY, "")
+
+    async def unload(self, name: str) -> None:
+        self.sessions.pop(name, None)
+
+    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> dict[str, npt.NDArray[np.float32]]:
+        session = self.sessions.get(name)
+        if session is None:
+            raise BackendUnavailable(f"{name} is not loaded")
+        pool = self.explanations if name.endswith(".explain") else self.scores
+        async with asyncio.timeout(timeout_s):
+            outputs = await asyncio.get_running_loop().run_in_executor(pool, _run, session, dict(tensors))
+        return checked(name, outputs, len(next(iter(tensors.values()))))
+
+    async def close(self) -> None:
+        self.sessions.clear()
+        for pool in (self.scores, self.explanations):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(session: ort.InferenceSession, tensors: dict[str, Any]) -> dict[str, Any]:
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, tensors), strict=True))
+    except Exception as exc:  # ONNX Runtime's errors share no base but Exception
+        raise BackendUnavailable(f"ONNX Runtime: {exc}") from exc

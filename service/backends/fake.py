@@ -1,0 +1,45 @@
+"""The shipped fake: a backend without a runtime, for tests of everything around it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_client.release import graph_file
+from service.backends import BackendUnavailable, Tensors, checked
+
+Answer = Callable[[str, Tensors], dict[str, npt.NDArray[np.float32]]]
+
+
+class FakeBackend:
+    """Answers what `answer(name, tensors)` returns, after `delay_s`. Loads any directory that holds a graph.
+
+    contract: the digest that its graphs claim to carry.
+    """
+
+    def __init__(self, answer: Answer, contract: str, delay_s: float = 0.0) -> None:
+        self.answer = answer
+        self.contract = contract
+        self.delay_s = delay_s
+        self.loaded: set[str] = set()
+
+    async def load(self, name: str, directory: Path) -> str:
+        if not graph_file(directory).exists():
+            raise BackendUnavailable(f"{name}: no graph")
+        self.loaded.add(name)
+        return self.contract
+
+    async def unload(self, name: str) -> None:
+        self.loaded.discard(name)
+
+    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> dict[str, npt.NDArray[np.float32]]:
+        if name not in self.loaded:
+            raise BackendUnavailable(f"{name} is not loaded")
+        async with asyncio.timeout(timeout_s):
+            await asyncio.sleep(self.delay_s)
+        return checked(name, self.answer(name, tensors), len(tensors["numeric"]))
+
+    async def close(self) -> None:
+        self.loaded.clear()

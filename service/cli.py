@@ -1,0 +1,218 @@
+"""The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from feature_client.errors import RapportError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+events = typer.Typer(no_args_is_help=True, help="Raw customer events: make them, or bring your own.")
+features = typer.Typer(no_args_is_help=True, help="Features: declare, build, put into the online store.")
+keys = typer.Typer(no_args_is_help=True, help="API keys.")
+app.add_typer(events, name="events")
+app.add_typer(features, name="features")
+app.add_typer(keys, name="keys")
+
+Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
+WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
+Redis = Annotated[str, typer.Option(help="The online store as Feast names it: host:port, then options after commas.")]
+AsOf = Annotated[str | None, typer.Option(help="The instant to compute for, ISO 8601. Default: the data set's own.")]
+Customers = Annotated[int, typer.Option(min=100, help="How many customers to make up.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+Data = Annotated[Path | None, typer.Option(help="A file of events. Default: generated events.")]
+
+DEFAULT_HOME = Path(".rapport")
+DEFAULT_WORKSPACE = DEFAULT_HOME / "generated"
+DEFAULT_REDIS = "127.0.0.1:6379"
+DEFAULT_CUSTOMERS = 20_000
+
+
+def main() -> None:
+    """Entry point: an error that a person can mend is one sentence and exit code 1."""
+    try:
+        app()
+    except RapportError as exc:
+        sys.exit(f"rapport: {exc}")
+
+
+@app.command()
+def up(
+    home: Home = DEFAULT_HOME,
+    data: Data = None,
+    customers: Customers = DEFAULT_CUSTOMERS,
+    seed: Seed = 0,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")] = 8080,
+) -> None:
+    """Everything, from events to a gateway that answers, until Ctrl-C."""
+    module = _extra("service.up", "local")
+    module.up(module.Request(home, data, customers, seed, port))
+
+
+@app.command()
+def down(home: Home = DEFAULT_HOME) -> None:
+    """End what `rapport up` started."""
+    ended = _extra("service.up", "local").down(home)
+    print(f"ended {len(ended)} processes" if ended else "nothing was running")  # noqa: T201
+
+
+@app.command()
+def prepare(
+    home: Home = DEFAULT_HOME,
+    data: Data = None,
+    customers: Customers = DEFAULT_CUSTOMERS,
+    seed: Seed = 0,
+    redis: Redis = DEFAULT_REDIS,
+) -> None:
+    """The offline half of `up`: whatever is stale of events, features, online store, model and release."""
+    from service.steps import Stamps  # noqa: PLC0415  (with the next one: only where it is needed)
+    from service.up import Request  # noqa: PLC0415
+
+    request = Request(home, data, customers, seed, 0)
+    workspace = _workspace(request.workspace, redis)
+    steps: dict[str, Callable[[], object]] = {
+        "events": lambda: (
+            _offline("generator").generate(workspace, customers, seed)
+            if data is None
+            else _offline("events").load_events(workspace, data)
+        ),
+        "features": lambda: _build(workspace),
+        "materialize": lambda: _offline("materialize").materialize(workspace),
+        "train": lambda: _export("pipeline").train(workspace, seed=seed),
+        "publish": lambda: _export("pipeline").publish(workspace),
+    }
+    stamps = Stamps(request.workspace, request.parameters)
+    for name, run in steps.items():
+        if not stamps.is_fresh(name):
+            with _announced(name):
+                run()
+            stamps.done(name)
+
+
+@events.command("generate")
+def events_generate(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE, customers: Customers = DEFAULT_CUSTOMERS, seed: Seed = 0
+) -> None:
+    """Made-up engagement events whose true effects are known."""
+    _offline("generator").generate(_workspace(workspace), customers, seed)
+
+
+@events.command("load")
+def events_load(data: Path, workspace: WorkspaceDir, as_of: AsOf = None) -> None:
+    """Check and take over a file of events: Parquet of our schema, or Online Retail II."""
+    _offline("events").load_events(_workspace(workspace), data, _instant(as_of))
+
+
+@features.command("apply")
+def features_apply(workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS) -> None:
+    """Register the Feast definitions and compile them into the feature schema."""
+    _offline("registry").apply(_workspace(workspace, redis))
+
+
+@features.command("build")
+def features_build(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
+    """Compute every feature view at every cutoff of the data set."""
+    _build(_workspace(workspace))
+
+
+@features.command("materialize")
+def features_materialize(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS, as_of: AsOf = None
+) -> None:
+    """Put the latest rows into the online store, through Feast."""
+    _offline("materialize").materialize(_workspace(workspace, redis), _instant(as_of))
+
+
+@app.command()
+def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
+    """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
+    _export("pipeline").train(_workspace(workspace), seed=seed)
+
+
+@app.command()
+def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
+    """Export the trained model, verify it, and publish it as the next release."""
+    release = _export("pipeline").publish(_workspace(workspace))
+    print(f"published {release.name}")  # noqa: T201
+
+
+@app.command()
+def serve() -> None:
+    """The gateway, with the settings of the environment (RAPPORT_*; service/settings.py says how to choose)."""
+    from service.server import serve as run  # noqa: PLC0415  (other commands need no web framework)
+
+    run()
+
+
+@keys.command("new")
+def keys_new(
+    name: str,
+    scope: Annotated[list[str], typer.Option(help="predict, explain, admin; may be given several times.")] = [  # noqa: B006  (Typer reads the default)
+        "predict",
+        "explain",
+    ],
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. Default: never.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Requests a second. Default: no quota.")] = None,
+    file: Annotated[Path, typer.Option(help="The keys file to add it to.")] = Path("keys.toml"),
+) -> None:
+    """Make an API key: its hash goes into the keys file, the key itself is shown once."""
+    from service.auth import add_key  # noqa: PLC0415  (other commands need no gateway)
+
+    expires = datetime.now(UTC) + timedelta(days=days) if days else None
+    print(add_key(file, name, tuple(scope), expires, rate))  # noqa: T201
+
+
+def _build(workspace: Any) -> None:
+    # Applied first: what is computed is checked against what is declared.
+    _offline("registry").apply(workspace)
+    _offline("aggregates").build(workspace)
+
+
+def _workspace(root: Path, redis: str = DEFAULT_REDIS) -> Any:
+    from feature_client.offline.workspace import Workspace  # noqa: PLC0415  (an offline idea)
+
+    return Workspace(root, redis)
+
+
+def _offline(module: str) -> Any:
+    return _extra(f"feature_client.offline.{module}", "features")
+
+
+def _export(module: str) -> Any:
+    return _extra(f"model_export.{module}", "export")
+
+
+def _extra(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as exc:
+        raise RapportError(f"{exc.name} is not installed: pip install 'rapport[{extra}]'") from exc
+
+
+def _instant(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise RapportError("--as-of takes an ISO 8601 instant, for example 2011-09-01T00:00:00Z") from exc
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+@contextmanager
+def _announced(step: str) -> Iterator[None]:
+    started = datetime.now(UTC)
+    print(f"rapport: {step} ...", file=sys.stderr, flush=True)  # noqa: T201
+    yield
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    print(f"rapport: {step} took {seconds:.1f} s", file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

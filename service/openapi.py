@@ -1,0 +1,64 @@
+"""The OpenAPI document: FastAPI's, with the bodies of protocol.py, which FastAPI does not see."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from service import protocol
+from service.errors import INTERNAL, TABLE
+
+COMPONENTS = (
+    protocol.PredictRequest,
+    protocol.ExplainRequest,
+    protocol.PredictResponse,
+    protocol.ModelList,
+    protocol.Problem,
+)
+
+
+class Gateway(FastAPI):
+    """FastAPI with the bodies of protocol.py among its components."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        _, schemas = msgspec.json.schema_components(COMPONENTS, ref_template="#/components/schemas/{name}")
+        components = document.setdefault("components", {})
+        components["schemas"] = {**components.get("schemas", {}), **schemas}
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return document
+
+
+def body_of(request: type, example: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of an endpoint that takes `request` as JSON."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _reference(request), "example": example}},
+        },
+        "security": [{"key": []}],
+        "parameters": [
+            {"name": "X-Deadline-Ms", "in": "header", "schema": {"type": "integer", "minimum": 1}},
+            {"name": "X-Request-Id", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"}},
+            {"name": "traceparent", "in": "header", "schema": {"type": "string"}},
+        ],
+    }
+
+
+def answers_of(response: type) -> dict[int | str, dict[str, Any]]:
+    """`responses` of an endpoint: its answer, and every problem that the table of errors holds."""
+    statuses: dict[int, list[str]] = {}
+    for entry in [*TABLE.values(), INTERNAL]:
+        statuses.setdefault(entry.status, []).append(f"`{entry.code}`: {entry.title}")
+    problem = {"application/problem+json": {"schema": _reference(protocol.Problem)}}
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"description": "; ".join(lines), "content": problem}
+        for status, lines in sorted(statuses.items())
+        if status != 499  # nobody is left to read it
+    }
+    answer = {"description": "The answer", "content": {"application/json": {"schema": _reference(response)}}}
+    return {200: answer, **problems}
+
+
+def _reference(kind: type) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}

@@ -1,0 +1,126 @@
+"""The HTTP bodies of API v1. Changing this file changes the public API."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from feature_client.schema import Override
+
+MAX_ENTITIES = 1_000
+MAX_EXPLAINED = 32
+
+Id = Annotated[str, Meta(description='A join key\'s value, always a string: "17850".')]
+Overrides = dict[str, Override]
+
+
+class PredictRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    entities: Annotated[
+        list[dict[str, Id]],
+        Meta(min_length=1, max_length=MAX_ENTITIES, description="Whom to score: join keys and their values."),
+    ]
+    model: Annotated[str | None, Meta(description="May be left out when one model is served.")] = None
+    version: Annotated[str | None, Meta(description="This release instead of the route's.")] = None
+    features: Annotated[
+        list[Overrides] | Overrides | None,
+        Meta(
+            description="Request-time values, in place of the stored ones: one object for each entity, or one for all."
+        ),
+    ] = None
+    explain: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description=f"Add the top k reasons of every task; up to {MAX_EXPLAINED} entities."),
+    ] = None
+
+
+class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    entities: Annotated[
+        list[dict[str, Id]],
+        Meta(min_length=1, max_length=MAX_EXPLAINED, description="Whom to explain: join keys and their values."),
+    ]
+    model: Annotated[str | None, Meta(description="May be left out when one model is served.")] = None
+    version: Annotated[str | None, Meta(description="This release instead of the route's.")] = None
+    features: Annotated[
+        list[Overrides] | Overrides | None,
+        Meta(
+            description="Request-time values, in place of the stored ones: one object for each entity, or one for all."
+        ),
+    ] = None
+    tasks: Annotated[list[str] | None, Meta(min_length=1, description="Which tasks to explain; all by default.")] = None
+    top: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="The k largest contributions; the rest is summed up in one reason `other`."),
+    ] = None
+
+
+class FeatureReport(msgspec.Struct):
+    """age_s: seconds since the oldest view read was computed; null where the store has no row."""
+
+    age_s: float | None
+    defaulted: list[str]
+    stale: list[str]
+    overridden: list[str]
+
+
+class Reason(msgspec.Struct):
+    """contribution: in the score's unit. features: the model's inputs in this group."""
+
+    group: str
+    label: str
+    contribution: float
+    direction: str  # raises, lowers, none
+    features: dict[str, float | str | None]
+
+
+class TaskExplanation(msgspec.Struct):
+    """base plus all contributions is score. gap: by how much it is not, from float32 sums."""
+
+    score: float
+    base: float
+    unit: str
+    method: str
+    expected_error: float
+    gap: float
+    reasons: list[Reason]
+
+
+class Prediction(msgspec.Struct, omit_defaults=True):
+    """status: ok, degraded (defaulted or stale features), unknown_entity. scores: null where not applicable."""
+
+    entity: dict[str, str]
+    version: str
+    status: str
+    scores: dict[str, float | None] | None
+    segments: dict[str, str | None] | None
+    features: FeatureReport
+    not_applicable: list[str] = msgspec.field(default_factory=list)
+    explanations: dict[str, TaskExplanation | None] | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class PredictResponse(msgspec.Struct):
+    model: str
+    request_id: str
+    as_of: str
+    predictions: list[Prediction]
+
+
+class ModelSummary(msgspec.Struct):
+    model: str
+    champion: str
+    versions: list[str]
+    tasks: list[str]
+
+
+class ModelList(msgspec.Struct):
+    models: list[ModelSummary]
+
+
+class Problem(msgspec.Struct):
+    """RFC 9457, application/problem+json. `code` is stable; `where` points into the request body."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str

@@ -1,0 +1,73 @@
+"""Everything an operator may set: `RAPPORT_<NAME>` in the environment, with units and how to choose."""
+
+from datetime import datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="RAPPORT_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to bind. Anything but loopback needs `keys_file`.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of /metrics alone, on the same address. Unset: on the API's port."
+    )
+    models: Path = Field(Path("models"), description="The model repository: releases and routes.toml.")
+    redis: str = Field(
+        "127.0.0.1:6379",
+        description="Feast's connection string of the online store: host:port, then options after commas.",
+    )
+    keys_file: Path | None = Field(None, description="TOML with hashed API keys (`rapport keys new`). Unset: no keys.")
+    as_of: datetime | None = Field(
+        None, description="Replay: the instant at which everything is answered, with a time zone. Unset: wall time."
+    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+
+    deadline_ms: int = Field(
+        500, ge=1, description="Budget of a predict request that sends no X-Deadline-Ms. About 3 times your p99."
+    )
+    explain_deadline_ms: int = Field(5_000, ge=1, description="The same for requests that ask for reasons.")
+    max_deadline_ms: int = Field(60_000, ge=1, description="The largest X-Deadline-Ms that is taken.")
+    body_timeout_ms: int = Field(5_000, ge=1, description="A request body slower than this is answered 408.")
+    max_body_bytes: int = Field(1_000_000, ge=1_000, description="A larger body is answered 413.")
+    redis_timeout_ms: int = Field(
+        50, ge=1, description="Longest wait for one reply of the online store. A few times its p99.9, not more."
+    )
+    max_inflight_rows: int = Field(
+        8_000, ge=1_000, description="Entities admitted and not yet answered; beyond it, 503. Bounds memory and queues."
+    )
+    max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
+    max_batch_rows: int = Field(1_024, ge=1_000, description="Entities in one feature read and one inference.")
+    batches_in_flight: int = Field(2, ge=1, description="Batches a lane works on at once: one reads, one infers.")
+    model_threads: int = Field(1, ge=1, description="ONNX Runtime threads of one inference, and inferences at once.")
+    release_poll_s: float = Field(1.0, gt=0, description="How often routes.toml is looked at.")
+    drain_s: int = Field(5, ge=0, description="After SIGTERM, requests in flight get this long.")
+
+    @field_validator("as_of")
+    @classmethod
+    def _as_of_has_a_zone(cls, as_of: datetime | None) -> datetime | None:
+        if as_of is not None and as_of.tzinfo is None:
+            raise ValueError("write the instant with its time zone, for example 2011-09-01T00:00:00Z")
+        return as_of
+
+    @model_validator(mode="after")
+    def _only_loopback_without_keys(self) -> "Settings":
+        if self.keys_file is None and not is_loopback(self.host):
+            raise ValueError(
+                f"without API keys the gateway binds loopback only, not {self.host}: "
+                "make a key with `rapport keys new` and set RAPPORT_KEYS_FILE, or bind 127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
