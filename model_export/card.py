@@ -1,0 +1,76 @@
+"""The model card: what a person should know before trusting a release, generated from its contract."""
+
+from collections.abc import Iterable, Sequence
+
+from feature_client.contract import Contract, Task
+from feature_client.schema import Feature
+
+LIMITS = (
+    "It knows what the events record and nothing else: no prices of competitors, no intent, no demographics.",
+    "Customers without an order in the year before are outside of what it was fitted on; their scores are guesses.",
+    "A season that occurs once in the training window is a season seen once.",
+    "Reasons say how the model came to its score against typical customers, not what would cause a customer to act.",
+    "Attributions of amounts are in currency and can be large for a few customers: the amounts have heavy tails.",
+)
+
+
+def card(contract: Contract) -> str:
+    """Markdown."""
+    schema, explanation = contract.schema, contract.explanation
+    what = (
+        f"{len(contract.tasks)} scores for each customer, from {len(schema.features)} features, by one network with "
+        "one head a task. Each score comes with its reasons."
+    )
+    reasons = (
+        f"Method {explanation.method}: Shapley values of {len(schema.groups)} groups of features in the score's own "
+        f"unit, against {explanation.background_rows} stored training rows. base + the sum of all reasons = the score."
+    )
+    sections = {
+        "Scores": _table(("score", "means", "unit", "defined for", "segments from"), map(_task_row, contract.tasks)),
+        "Data": [
+            *_table(("what", "value"), ((key.replace("_", " "), value) for key, value in contract.training.items())),
+            "",
+            "Features use events before the cutoff, labels events from the cutoff on.",
+        ],
+        "Measured on the test cutoffs": _table(("score", "metric", "value"), _metric_rows(contract)),
+        "Reasons": [
+            reasons,
+            "",
+            *_table(("score", "base"), ((f"`{name}`", _number(base)) for name, base in explanation.base.items())),
+        ],
+        "Features": _table(
+            ("feature", "means", "group", "missing in training"),
+            (_feature_row(feature, contract) for feature in schema.features),
+        ),
+        "Limits": [f"* {limit}" for limit in LIMITS],
+    }
+    lines = [f"# {contract.model}", "", what, ""]
+    for title, body in sections.items():
+        lines += [f"## {title}", "", *body, ""]
+    return "\n".join(lines)
+
+
+def _task_row(task: Task) -> tuple[str, ...]:
+    eligible = f"{task.eligibility.feature} <= {task.eligibility.at_most:g}" if task.eligibility else "everybody"
+    named = ", ".join(f"{segment.name} {_number(segment.at_least)}" for segment in task.segments)
+    return (f"`{task.name}`", task.label, task.unit, eligible, named)
+
+
+def _metric_rows(contract: Contract) -> Iterable[tuple[str, str, str]]:
+    for task, values in contract.metrics.items():
+        for metric, value in values.items():
+            yield f"`{task}`", metric, _number(value)
+
+
+def _feature_row(feature: Feature, contract: Contract) -> tuple[str, ...]:
+    missing = contract.reference[feature.name].missing_share
+    return (f"`{feature.name}`", feature.label, contract.schema.groups[feature.group], f"{missing:.1%}")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"

@@ -1,0 +1,145 @@
+"""Training rows: labels from events, features through Feast's point-in-time join, a split by time.
+
+For a cutoff t, features use events before t and labels use events in [t, t + horizon): nothing is seen twice.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import ibis
+import msgspec
+import numpy as np
+import pandas as pd
+
+from feature_client.clock import to_iso
+from feature_client.errors import RapportError
+from feature_client.offline import cutoffs, historical
+from feature_client.offline.workspace import DataSet, Workspace
+from feature_client.schema import FeatureSchema
+from model_export.rows import Dataset, fit_vocabularies, make_rows
+from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks
+
+DAY_S = 86_400
+
+
+class DatasetError(RapportError):
+    """Training rows that cannot be built from this data; the message says what is missing."""
+
+
+def build(workspace: Workspace, code: str) -> Dataset:
+    """The dataset of a workspace whose features are built. code: digest of the sources, part of the cache's key."""
+    data = workspace.dataset()
+    tasks = engagement_tasks(data.currency)
+    split = cutoffs.split(data)
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    instants = [instant for part in parts.values() for instant in part]
+    _check_matured(instants, tasks, data)
+    schema = _read_schema(workspace)
+    frame = _joined(workspace, data, schema, tasks, instants, code)
+    moments = frame["event_timestamp"]
+    frames = {name: frame[moments.isin([pd.Timestamp(t) for t in part])] for name, part in parts.items()}
+    if empty := [name for name, part in frames.items() if part.empty]:
+        raise DatasetError(f"no customer bought in the year before the {', '.join(empty)} cutoffs: too little data")
+
+    schema = fit_vocabularies(schema, historical.to_batch(schema, frames["train"])[0])
+    rows = {
+        name: make_rows(
+            schema,
+            [labelled.task for labelled in tasks],
+            *historical.to_batch(schema, part),
+            labels=part[[_label_column(labelled) for labelled in tasks]].to_numpy(dtype=np.float32),
+            customers=part["customer_id"].to_numpy(dtype=object),
+        )
+        for name, part in frames.items()
+    }
+    about = {
+        "data": data.name,
+        "events": str(data.events),
+        "population": f"an order in the last {POPULATION_DAYS} days",
+    }
+    for name, part in parts.items():
+        about[f"{name}_cutoffs"] = f"{min(part):%Y-%m-%d} to {max(part):%Y-%m-%d} ({len(part)})"
+        about[f"{name}_rows"] = str(len(rows[name]))
+    return Dataset(schema, tuple(labelled.task for labelled in tasks), **rows, about=about, digest=data.digest)
+
+
+def label_table(events: ibis.Table, instants: Sequence[datetime], tasks: Sequence[LabelledTask]) -> ibis.Table:
+    """customer_id, cutoff (epoch seconds) and one column a task, for everyone in the population at each cutoff.
+
+    events: customer_id, ts, type, amount. Columns are named `label_<task>`.
+    """
+    orders = events.filter(events.type == "purchase").select(
+        "customer_id",
+        second=events.ts.epoch_seconds(),
+        # Sums of DECIMALs do not depend on the order in which threads add them.
+        amount=events.amount.cast("decimal(18, 4)"),
+    )
+    starts = ibis.memtable({"cutoff": [int(instant.timestamp()) for instant in instants]})
+    horizon = max(labelled.task.horizon_days for labelled in tasks)
+    near = orders.join(
+        starts,
+        [
+            orders.second >= starts.cutoff - POPULATION_DAYS * DAY_S,
+            orders.second < starts.cutoff + horizon * DAY_S,
+        ],
+    )
+    columns = {_label_column(labelled): _label(near, labelled) for labelled in tasks}
+    grouped = near.group_by("customer_id", "cutoff").agg(known=(near.second < near.cutoff).any(), **columns)
+    return grouped.filter(grouped.known).drop("known").order_by("cutoff", "customer_id")
+
+
+def _label_column(labelled: LabelledTask) -> str:
+    return f"label_{labelled.task.name}"
+
+
+def _label(near: ibis.Table, labelled: LabelledTask) -> Any:
+    end = near.cutoff + labelled.task.horizon_days * DAY_S
+    within = (near.second >= near.cutoff) & (near.second < end)
+    if labelled.label == "spent":
+        return near.amount.sum(where=within).cast("float64").fill_null(0.0)
+    bought = within.any().cast("float64")
+    return bought if labelled.label == "bought" else 1.0 - bought
+
+
+def _check_matured(instants: Sequence[datetime], tasks: Sequence[LabelledTask], data: DataSet) -> None:
+    horizon = timedelta(days=max(labelled.task.horizon_days for labelled in tasks))
+    if late := [instant for instant in instants if instant + horizon > data.as_of]:
+        raise DatasetError(
+            f"labels at {to_iso(late[0].timestamp())} need events until {to_iso((late[0] + horizon).timestamp())}, "
+            f"but the data ends at {to_iso(data.as_of.timestamp())}"
+        )
+
+
+def _read_schema(workspace: Workspace) -> FeatureSchema:
+    try:
+        return msgspec.json.decode((workspace.root / "schema.json").read_bytes(), type=FeatureSchema)
+    except FileNotFoundError as exc:
+        raise DatasetError("no schema.json in the workspace: run `rapport features apply` first") from exc
+
+
+def _joined(
+    workspace: Workspace,
+    data: DataSet,
+    schema: FeatureSchema,
+    tasks: Sequence[LabelledTask],
+    instants: Sequence[datetime],
+    code: str,
+) -> pd.DataFrame:
+    """Labels and features of every customer at every cutoff, from the cache where nothing has changed."""
+    what = [data.digest, schema.digest, code, *(str(instant.timestamp()) for instant in instants)]
+    path = workspace.training / f"{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}.parquet"
+    if path.exists():
+        return pd.read_parquet(path)
+    connection = ibis.duckdb.connect()
+    labels: pd.DataFrame = connection.to_pandas(label_table(connection.read_parquet(workspace.events), instants, tasks))
+    labels["event_timestamp"] = pd.to_datetime(labels.pop("cutoff"), unit="s", utc=True)
+    keys = ["customer_id", "event_timestamp"]
+    features = historical.join(workspace, labels[keys])
+    joined = labels.merge(features, on=keys, how="left", validate="one_to_one")
+    workspace.training.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    joined.to_parquet(unfinished)
+    unfinished.replace(path)
+    return joined

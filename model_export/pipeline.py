@@ -1,0 +1,166 @@
+"""Dataset to release: what `rapport train` and `rapport publish` do.
+
+Training leaves a run, a directory with the contract, the weights and some real rows; publishing needs nothing else.
+"""
+
+import hashlib
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from feature_client.contract import Contract, Explanation
+from feature_client.errors import RapportError
+from feature_client.offline.workspace import Workspace
+from feature_client.release import Release
+from model_export.attribution import BACKGROUND_ROWS, ExplainedNetwork, choose_background
+from model_export.card import card
+from model_export.evaluate import evaluate, reference, segments
+from model_export.export import export
+from model_export.network import Network
+from model_export.publish import Artifacts, publish, set_champion
+from model_export.rows import Dataset
+from model_export.train import EPOCHS, predict, train
+from model_export.verify import BATCHES, Floats, Graphs, Ints, verify, write_golden
+
+MODEL = "engagement"
+
+
+class RunError(RapportError):
+    """A run that is missing or incomplete; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network with everything that a release says about it.
+
+    rows, background: `numeric` and `categorical` of real test rows and of the background of explanations.
+    """
+
+    contract: Contract
+    weights: Mapping[str, torch.Tensor]
+    rows: tuple[Floats, Ints]
+    background: tuple[Floats, Ints]
+
+
+def train_workspace(workspace: Workspace, *, seed: int = 0, epochs: int = EPOCHS, model: str = MODEL) -> Contract:
+    """Builds the dataset, fits, evaluates, and leaves the run in the workspace."""
+    # Here, not above: Feast takes seconds to import, and publishing needs none of it.
+    from model_export.dataset import build  # noqa: PLC0415
+
+    run = train_run(build(workspace, code_digest()), seed=seed, epochs=epochs, model=model)
+    write_run(run, _run_directory(workspace))
+    return run.contract
+
+
+def publish_workspace(workspace: Workspace) -> Release:
+    """Exports, verifies and publishes the workspace's run, and makes it the champion."""
+    return publish_run(read_run(_run_directory(workspace)), workspace.models)
+
+
+def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: str = MODEL) -> Run:
+    network = train(dataset, seed=seed, epochs=epochs)
+    chosen = choose_background(len(dataset.train), BACKGROUND_ROWS, seed)
+    background = (dataset.train.numeric[chosen], dataset.train.categorical[chosen])
+    with torch.no_grad():
+        base = network(*(torch.from_numpy(array) for array in background)).mean(dim=0)
+    named = segments(predict(network, dataset.validation), dataset.validation, dataset.tasks)
+    tasks = tuple(replace(task, segments=named[task.name]) for task in dataset.tasks)
+    contract = Contract(
+        model=model,
+        schema=dataset.schema,
+        tasks=tasks,
+        explanation=Explanation(
+            method="shapley-exact",
+            background_rows=len(chosen),
+            base={task.name: float(value) for task, value in zip(tasks, base, strict=True)},
+            expected_error={task.name: 0.0 for task in tasks},
+        ),
+        reference=reference(dataset.schema, dataset.train),
+        training=dict(dataset.about),
+        metrics=evaluate(predict(network, dataset.test), dataset.test, tasks),
+        digests={"data": dataset.digest, "code": code_digest()},
+    )
+    sample = np.random.default_rng(seed).permutation(len(dataset.test))[: max(BATCHES)]
+    rows = (dataset.test.numeric[sample], dataset.test.categorical[sample])
+    return Run(contract, network.state_dict(), rows, background)
+
+
+def publish_run(run: Run, root: Path) -> Release:
+    """Exports, verifies and publishes a run as the next version, and makes it the champion."""
+    network = Network(run.contract.schema, run.contract.tasks)
+    network.load_state_dict(dict(run.weights))
+    network.eval()
+    explained = ExplainedNetwork(network, run.contract.schema, *run.background).eval()
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=4, unit="step") as progress:
+        graphs = Graphs(network, explained, Path(scratch) / "score.onnx", Path(scratch) / "explain.onnx")
+        for module, path in ((network, graphs.score_file), (explained, graphs.explain_file)):
+            progress.set_description("export")
+            export(module, run.contract, path)
+            progress.update()
+        progress.set_description("verify")
+        verify(graphs, *run.rows)
+        artifacts = Artifacts(
+            graphs.score_file, graphs.explain_file, golden=Path(scratch) / "golden.npz", card=Path(scratch) / "card.md"
+        )
+        write_golden(graphs, *run.rows, artifacts.golden)
+        artifacts.card.write_text(card(run.contract), encoding="utf-8")
+        progress.update()
+        progress.set_description("publish")
+        release = publish(root, run.contract, artifacts)
+        set_champion(root, run.contract.model, release.manifest.version)
+        progress.update()
+    return release
+
+
+def write_run(run: Run, directory: Path) -> None:
+    """Replaces the run in `directory`; the contract comes last, so a run without one is not a run."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        torch.save(dict(run.weights), directory / "weights.pt")
+        for name, (numeric, categorical) in (("rows", run.rows), ("background", run.background)):
+            np.savez(directory / f"{name}.npz", numeric=numeric, categorical=categorical)
+        (directory / "contract.json").write_bytes(run.contract.to_json())
+    except OSError as exc:
+        raise RunError(f"cannot write the run to {directory}: {exc.strerror or exc}") from exc
+
+
+def read_run(directory: Path) -> Run:
+    """Raises RunError, ContractError."""
+    try:
+        contract = Contract.from_json((directory / "contract.json").read_bytes())
+        weights = torch.load(directory / "weights.pt", weights_only=True)
+        rows, background = (_read_rows(directory / f"{name}.npz") for name in ("rows", "background"))
+    except FileNotFoundError as exc:
+        raise RunError(f"no trained model in {directory}: run `rapport train` first") from exc
+    except (OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError) as exc:
+        raise RunError(f"the run in {directory} is damaged, train again: {exc}") from exc
+    return Run(contract, weights, rows, background)
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources that turn events into a release."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for package in ("feature_client", "model_export"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _run_directory(workspace: Workspace) -> Path:
+    return workspace.root / "run"
+
+
+def _read_rows(path: Path) -> tuple[Floats, Ints]:
+    with np.load(path, allow_pickle=False) as file:
+        return file["numeric"], file["categorical"]

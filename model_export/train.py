@@ -1,0 +1,148 @@
+"""Fits the network on the training rows, stops on the validation rows, and calibrates on them."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm import tqdm
+
+from model_export.network import Network
+from model_export.rows import Dataset, Rows
+
+EPOCHS = 20
+PATIENCE = 4
+"""Epochs without a better validation loss before training stops."""
+
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.02
+MIN_BATCH, MAX_BATCH = 64, 2048
+CHUNK = 16_384
+"""Rows of one forward pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    numeric: Tensor
+    categorical: Tensor
+    labels: Tensor
+    eligible: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Tensors":
+        return cls(*(torch.from_numpy(a) for a in (rows.numeric, rows.categorical, rows.labels, rows.eligible)))
+
+    def take(self, rows: Tensor | slice) -> "Tensors":
+        return Tensors(self.numeric[rows], self.categorical[rows], self.labels[rows], self.eligible[rows])
+
+    def __len__(self) -> int:
+        return len(self.numeric)
+
+
+def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
+    """The network with the lowest validation loss, calibrated. Deterministic for a seed, a machine and its threads."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(dataset.schema, dataset.tasks)
+        network.fit_inputs(dataset.train.numeric, dataset.train.labels)
+        _descend(network, Tensors.of(dataset.train), Tensors.of(dataset.validation), epochs)
+    network.inputs.fit_unseen(dataset.train.categorical)
+    calibrate(network, dataset.validation)
+    return network.eval()
+
+
+def predict(network: Network, rows: Rows) -> npt.NDArray[np.float32]:
+    """Scores [rows, T]."""
+    network.eval()
+    data = Tensors.of(rows)
+    with torch.no_grad():
+        parts = [network(part.numeric, part.categorical) for part in _chunks(data)]
+    return np.concatenate([part.numpy() for part in parts])
+
+
+def loss_by_task(network: Network, data: Tensors) -> Tensor:
+    """Negative log-likelihood of each task [T], the mean over the rows for which the task is defined.
+
+    Amounts: the zero-inflated log-normal loss, cross-entropy of "any" plus the log-normal density of how much.
+    """
+    losses = []
+    for task, raw in enumerate(network.raw(network.inputs.lift(data.numeric, data.categorical))):
+        label, weight = data.labels[:, task], data.eligible[:, task].float()
+        if network.kinds[task] == "probability":
+            loss = binary_cross_entropy_with_logits(raw[:, 0], label, reduction="none")
+        else:
+            logit, mu, sigma = (part[:, 0] for part in network.ziln(task, raw))
+            spent = (label > 0).float()
+            log_label = torch.log(torch.where(label > 0, label, 1.0))
+            density = ((log_label - mu) / sigma) ** 2 / 2 + torch.log(sigma)
+            loss = binary_cross_entropy_with_logits(logit, spent, reduction="none") + spent * density
+        losses.append((loss * weight).sum() / weight.sum().clamp(min=1.0))
+    return torch.stack(losses)
+
+
+def calibrate(network: Network, rows: Rows) -> None:
+    """Platt's slope and shift for probabilities, a factor for amounts, so that these rows are met on average.
+
+    Platt 1999, "Probabilistic Outputs for Support Vector Machines"; kept inside the graph.
+    """
+    network.eval()
+    data = Tensors.of(rows)
+    with torch.no_grad():
+        chunks = [network.raw(network.inputs.lift(part.numeric, part.categorical)) for part in _chunks(data)]
+    scores = predict(network, rows)
+    for task, kind in enumerate(network.kinds):
+        keep = rows.eligible[:, task]
+        label = rows.labels[keep, task]
+        if kind == "amount":
+            predicted = float(scores[keep, task].sum(dtype=np.float64))
+            if predicted > 0 and label.sum() > 0:
+                factor = float(label.sum(dtype=np.float64)) / predicted
+                # A few enormous orders can rule the sum of a small data set: no more than a factor of two.
+                network.shift[task] = float(np.log(np.clip(factor, 0.5, 2.0)))
+        elif 0 < label.sum() < len(label):
+            logits = np.concatenate([chunk[task].numpy() for chunk in chunks])[keep]
+            platt = LogisticRegression(C=1e4).fit(logits, label)
+            if platt.coef_[0, 0] > 0:  # never turn the ranking round
+                network.slope[task] = float(platt.coef_[0, 0])
+                network.shift[task] = float(platt.intercept_[0])
+
+
+def _descend(network: Network, train: Tensors, validation: Tensors, epochs: int) -> None:
+    batch = min(max(len(train) // 64, MIN_BATCH), MAX_BATCH)
+    steps = -(-len(train) // batch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=epochs * steps)
+    best, best_state, since = float("inf"), copy.deepcopy(network.state_dict()), 0
+    with tqdm(total=epochs * steps, desc="train", unit="batch") as progress:
+        for _ in range(epochs):
+            network.train()
+            for rows in torch.split(torch.randperm(len(train)), batch):
+                optimizer.zero_grad()
+                loss_by_task(network, train.take(rows)).sum().backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+                optimizer.step()
+                schedule.step()
+                progress.update()
+            loss = _validation_loss(network, validation)
+            progress.set_postfix(validation=f"{loss:.4f}")
+            since = 0 if loss < best else since + 1
+            if since == 0:
+                best, best_state = loss, copy.deepcopy(network.state_dict())
+            if since >= PATIENCE:
+                break
+    network.load_state_dict(best_state)
+
+
+def _validation_loss(network: Network, validation: Tensors) -> float:
+    network.eval()
+    with torch.no_grad():
+        losses = torch.stack([loss_by_task(network, part) * len(part) for part in _chunks(validation)])
+    return float(losses.sum()) / len(validation)
+
+
+def _chunks(data: Tensors) -> list[Tensors]:
+    return [data.take(slice(start, start + CHUNK)) for start in range(0, len(data), CHUNK)]

@@ -1,0 +1,136 @@
+"""Holds the exported graphs against torch, on real rows and hostile ones, before anybody can serve them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from feature_client.contract import attribution_scale, discrepancy
+from feature_client.errors import RapportError
+from model_export.attribution import ExplainedNetwork
+from model_export.export import EXPLAIN_OUTPUTS, SCORE_OUTPUTS
+from model_export.network import Network
+
+BATCHES = (1, 2, 7, 32, 64, 256)
+EXPLAIN_MAX_ROWS = 32
+"""Rows of one explanation batch: each of them costs thousands of rows of the trunk."""
+
+GOLDEN_ROWS = 16
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class ParityError(RapportError):
+    """An exported graph that does not say what the trained network says; the message has the figures."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst discrepancies, in units of what is allowed (at most 1)."""
+
+    scores: float
+    attributions: float
+    additivity: float
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Both graphs of a release, with the torch modules they were exported from."""
+
+    network: Network
+    explained: ExplainedNetwork
+    score_file: Path
+    explain_file: Path
+
+
+class Session:
+    """One graph in ONNX Runtime, on one CPU thread: the golden answers shall not depend on a machine's cores."""
+
+    def __init__(self, path: Path, outputs: tuple[str, ...]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = outputs
+
+    def run(self, numeric: Floats, categorical: Ints) -> dict[str, Floats]:
+        answers = self._session.run(list(self._outputs), {"numeric": numeric, "categorical": categorical})
+        return dict(zip(self._outputs, answers, strict=True))
+
+
+def verify(graphs: Graphs, numeric: Floats, categorical: Ints) -> Parity:
+    """numeric [rows, N], categorical [rows, K]: real rows, repeated where a batch needs more. Raises ParityError."""
+    score, explain = Session(graphs.score_file, SCORE_OUTPUTS), Session(graphs.explain_file, EXPLAIN_OUTPUTS)
+    batches = [(numeric[rows], categorical[rows]) for rows in (np.arange(size) % len(numeric) for size in BATCHES)]
+    batches.append(hostile_rows(graphs.network, numeric.shape[1]))
+    worst = {"scores": 0.0, "attributions": 0.0, "additivity": 0.0}
+    for batch in batches:
+        what = f"batch of {len(batch[0])}"
+        answers = score.run(*batch)
+        with torch.no_grad():
+            expected = graphs.network(*map(torch.from_numpy, batch)).numpy()
+        _hold(worst, "scores", what, discrepancy(answers["scores"], expected))
+        if len(batch[0]) <= EXPLAIN_MAX_ROWS:
+            _verify_explanation(graphs.explained, explain.run(*batch), answers["scores"], batch, worst)
+    return Parity(**worst)
+
+
+def hostile_rows(network: Network, width: int) -> tuple[Floats, Ints]:
+    """All missing, the ends of float32, zeros; categories missing, unseen and the last of each vocabulary."""
+    largest = np.finfo(np.float32).max
+    values = [np.nan, largest, -largest, 0.0, -1.0, 1e6]
+    last = [size - 1 for size in network.inputs.table_sizes]
+    kinds = [[0] * len(last), [min(1, size) for size in last], last]
+    numeric = np.repeat(np.array(values, dtype=np.float32)[:, None], width, axis=1)
+    alternating = np.where(np.arange(width) % 2, largest, np.nan).astype(np.float32)[None]
+    numeric = np.concatenate([numeric, alternating])
+    categorical = np.array([kinds[row % len(kinds)] for row in range(len(numeric))], dtype=np.int64)
+    return numeric, categorical.reshape(len(numeric), len(last))
+
+
+def write_golden(graphs: Graphs, numeric: Floats, categorical: Ints, path: Path) -> None:
+    """Real rows and an all-missing one with ONNX Runtime's answers: what every backend must reproduce."""
+    rows = min(GOLDEN_ROWS, len(numeric))
+    nothing = np.full((1, numeric.shape[1]), np.nan, dtype=np.float32)
+    inputs = np.concatenate([numeric[:rows], nothing])
+    categories = np.concatenate([categorical[:rows], np.zeros((1, categorical.shape[1]), dtype=np.int64)])
+    answers = Session(graphs.explain_file, EXPLAIN_OUTPUTS).run(inputs, categories)
+    np.savez(
+        path,
+        numeric=inputs,
+        categorical=categories,
+        scores=answers["scores"],
+        attributions=answers["attributions"],
+        base=answers["base"],
+    )
+
+
+def _verify_explanation(
+    explained: ExplainedNetwork,
+    answers: dict[str, Floats],
+    scores: Floats,
+    batch: tuple[Floats, Ints],
+    worst: dict[str, float],
+) -> None:
+    with torch.no_grad():
+        expected = dict(
+            zip(EXPLAIN_OUTPUTS, (output.numpy() for output in explained(*map(torch.from_numpy, batch))), strict=True)
+        )
+    what = f"explanations of a batch of {len(scores)}"
+    _hold(worst, "scores", what, discrepancy(answers["scores"], scores))
+    _hold(worst, "scores", what, discrepancy(answers["base"], expected["base"]))
+    scale = attribution_scale(expected["attributions"], expected["base"])
+    gap = discrepancy(answers["attributions"], expected["attributions"], scale)
+    _hold(worst, "attributions", what, gap)
+    total = answers["base"] + answers["attributions"].sum(axis=-1, dtype=np.float64)
+    _hold(worst, "additivity", what, discrepancy(total, answers["scores"], scale[..., 0]))
+
+
+def _hold(worst: dict[str, float], figure: str, what: str, found: npt.NDArray[np.float64]) -> None:
+    largest = float(found.max())
+    if not largest <= 1.0:  # also true of NaN
+        raise ParityError(f"{figure}, {what}: the worst difference is {largest:.3g} times what is allowed")
+    worst[figure] = max(worst[figure], largest)

@@ -1,0 +1,144 @@
+"""A small release, really trained, exported, verified and published, without Feast or Redis: for every test that
+needs a model repository."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_client.contract import Task
+from feature_client.release import Release
+from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
+from model_export.pipeline import Run, publish_run, train_run
+from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
+from model_export.tasks import engagement_tasks
+
+AS_OF = datetime(2026, 6, 1, tzinfo=UTC)
+"""The instant at which the tiny data set is served: the last of its test cutoffs is 90 days before."""
+
+COUNTRIES = ("United Kingdom", "France", "Germany", "Eire", None)
+CATEGORIES = ("lights", "kitchen", "garden", "toys", None)
+CHANNELS = ("web", "app", "shop", None)
+
+GROUPS = {
+    "recency": "How recently they bought",
+    "frequency": "How often they buy",
+    "spend": "How much they spend",
+    "rhythm": "The rhythm of their orders",
+    "products": "What they buy",
+    "returns": "What they send back",
+    "engagement": "How they engage",
+    "context": "Where and when",
+}
+
+
+def tiny_schema() -> FeatureSchema:
+    """12 numbers and 3 categories in 8 groups over three views, without vocabularies."""
+
+    def number(name: str, group: str, view: str, unit: str = "") -> Feature:
+        label = name.replace("_", " ").capitalize()
+        return Feature(name, "numeric", group, label, unit, view, name, "float64", default=0.0, max_age_s=30 * DAY_S)
+
+    def category(name: str, group: str, view: str) -> Feature:
+        return Feature(name, "category", group, name.replace("_", " ").capitalize(), "", view, name, "string")
+
+    features = (
+        number("orders_30d", "frequency", "orders", "orders"),
+        number("orders_90d", "frequency", "orders", "orders"),
+        number("orders_365d", "frequency", "orders", "orders"),
+        number("spend_90d", "spend", "orders", "GBP"),
+        number("spend_365d", "spend", "orders", "GBP"),
+        number("returns_365d", "returns", "orders", "returns"),
+        category("top_category", "products", "orders"),
+        Feature(
+            "days_since_purchase", "elapsed", "recency", "Days since last purchase", "days",
+            "lifetime", "last_purchase_at", "timestamp", default=365.0,
+        ),
+        number("lifetime_orders", "frequency", "lifetime", "orders"),
+        Feature(
+            "mean_gap_days", "numeric", "rhythm", "Mean days between orders", "days",
+            "lifetime", "mean_gap_days", "float64", nullable=True,
+        ),
+        category("country", "context", "lifetime"),
+        number("sessions_30d", "engagement", "engagement", "sessions"),
+        category("preferred_channel", "engagement", "engagement"),
+        Feature("season_sin", "calendar", "context", "Season (sine)"),
+        Feature("season_cos", "calendar", "context", "Season (cosine)"),
+    )  # fmt: skip
+    entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
+    return FeatureSchema("rapport", (JoinKey("customer_id"),), features, entity_fields, GROUPS)
+
+
+@dataclass(frozen=True)
+class World:
+    """Stored values with the labels that follow from them: busy customers buy again, the longer silent the less."""
+
+    batch: FeatureBatch
+    as_of: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.float32]
+
+
+def tiny_world(schema: FeatureSchema, rows: int, cutoff: datetime, rng: np.random.Generator) -> World:
+    at = cutoff.timestamp()
+    rate = rng.gamma(0.8, 6.0, rows)  # orders a year
+    year = 1.0 + rng.poisson(rate)
+    quarter = rng.binomial(year.astype(int), 0.25).astype(float)
+    month = rng.binomial(quarter.astype(int), 1 / 3).astype(float)
+    silent_days = np.minimum(rng.exponential(365.0 / (1.0 + rate)), 364.0)
+    value = rng.lognormal(3.5, 0.7, rows)
+    lifetime = year + rng.poisson(rate)
+    columns = {
+        "orders_30d": month,
+        "orders_90d": quarter,
+        "orders_365d": year,
+        "spend_90d": quarter * value,
+        "spend_365d": year * value,
+        "returns_365d": rng.binomial(year.astype(int), 0.1).astype(float),
+        "top_category": rng.choice(np.array(CATEGORIES, dtype=object), rows),
+        "last_purchase_at": at - silent_days * DAY_S,
+        "lifetime_orders": lifetime,
+        "mean_gap_days": np.where(lifetime > 1, 365.0 / lifetime, np.nan),
+        "country": rng.choice(np.array(COUNTRIES, dtype=object), rows, p=[0.7, 0.1, 0.1, 0.05, 0.05]),
+        "sessions_30d": rng.poisson(1.0 + rate / 4).astype(float),
+        "preferred_channel": rng.choice(np.array(CHANNELS, dtype=object), rows),
+    }
+    event_times = np.full((rows, len(schema.views)), at - 3600.0)
+    # Some customers have no engagement row, as after a failed materialization.
+    absent = rng.random(rows) < 0.05
+    columns["sessions_30d"][absent] = np.nan
+    columns["preferred_channel"][absent] = None
+    event_times[absent, schema.views.index("engagement")] = np.nan
+
+    logit = 0.9 * np.log1p(quarter) + 0.5 * np.log1p(year) - silent_days / 60.0 - 0.3
+    soon = rng.random(rows) < 1 / (1 + np.exp(-logit))
+    later = soon | (rng.random(rows) < 1 / (1 + np.exp(-logit - 0.8)))
+    spend = np.where(later, value * (1 + rng.poisson(rate / 4)) * rng.lognormal(0, 0.3, rows), 0.0)
+    labels = np.stack([soon, ~later, spend], axis=1).astype(np.float32)
+    return World(schema.batch(columns, event_times), np.full(rows, at), labels)
+
+
+def tiny_dataset(rows: int = 6_000, seed: int = 0) -> Dataset:
+    schema, tasks = tiny_schema(), tuple(labelled.task for labelled in engagement_tasks("GBP"))
+    rng = np.random.default_rng(seed)
+    cutoffs = [AS_OF - timedelta(days=days) for days in (270, 180, 90)]
+    worlds = [tiny_world(schema, size, t, rng) for size, t in zip((rows, rows // 3, rows // 3), cutoffs, strict=True)]
+    schema = fit_vocabularies(schema, worlds[0].batch)
+    train, validation, test = (_rows(schema, tasks, world) for world in worlds)
+    about = {"data": "tiny", "train_rows": str(len(train)), "train_cutoffs": f"{cutoffs[0]:%Y-%m-%d}"}
+    return Dataset(schema, tasks, train, validation, test, about, digest="tiny")
+
+
+def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6) -> Run:
+    return train_run(tiny_dataset(rows, seed), seed=seed, epochs=epochs)
+
+
+def build_tiny_release(root: Path, run: Run | None = None) -> Release:
+    """Publishes into the model repository `root` and makes it the champion. A run given is not trained again."""
+    return publish_run(run or tiny_run(), root)
+
+
+def _rows(schema: FeatureSchema, tasks: tuple[Task, ...], world: World) -> Rows:
+    customers = np.array([str(10_000 + row) for row in range(len(world.labels))], dtype=object)
+    return make_rows(schema, tasks, world.batch, world.as_of, labels=world.labels, customers=customers)
