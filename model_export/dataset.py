@@ -6,7 +6,6 @@ For a cutoff t, features use events before t and labels use events in [t, t + ho
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 import ibis
 import msgspec
@@ -18,10 +17,9 @@ from feature_client.errors import RapportError
 from feature_client.offline import cutoffs, historical
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
+from model_export.labels import label_column, label_table
 from model_export.rows import Dataset, fit_vocabularies, make_rows
 from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks
-
-DAY_S = 86_400
 
 
 class DatasetError(RapportError):
@@ -49,7 +47,7 @@ def build(workspace: Workspace, code: str) -> Dataset:
             schema,
             [labelled.task for labelled in tasks],
             *historical.to_batch(schema, part),
-            labels=part[[_label_column(labelled) for labelled in tasks]].to_numpy(dtype=np.float32),
+            labels=part[[label_column(labelled) for labelled in tasks]].to_numpy(dtype=np.float32),
             customers=part["customer_id"].to_numpy(dtype=object),
         )
         for name, part in frames.items()
@@ -65,44 +63,6 @@ def build(workspace: Workspace, code: str) -> Dataset:
     return Dataset(schema, tuple(labelled.task for labelled in tasks), **rows, about=about, digest=data.digest)
 
 
-def label_table(events: ibis.Table, instants: Sequence[datetime], tasks: Sequence[LabelledTask]) -> ibis.Table:
-    """customer_id, cutoff (epoch seconds) and one column a task, for everyone in the population at each cutoff.
-
-    events: customer_id, ts, type, amount. Columns are named `label_<task>`.
-    """
-    orders = events.filter(events.type == "purchase").select(
-        "customer_id",
-        second=events.ts.epoch_seconds(),
-        # Sums of DECIMALs do not depend on the order in which threads add them.
-        amount=events.amount.cast("decimal(18, 4)"),
-    )
-    starts = ibis.memtable({"cutoff": [int(instant.timestamp()) for instant in instants]})
-    horizon = max(labelled.task.horizon_days for labelled in tasks)
-    near = orders.join(
-        starts,
-        [
-            orders.second >= starts.cutoff - POPULATION_DAYS * DAY_S,
-            orders.second < starts.cutoff + horizon * DAY_S,
-        ],
-    )
-    columns = {_label_column(labelled): _label(near, labelled) for labelled in tasks}
-    grouped = near.group_by("customer_id", "cutoff").agg(known=(near.second < near.cutoff).any(), **columns)
-    return grouped.filter(grouped.known).drop("known").order_by("cutoff", "customer_id")
-
-
-def _label_column(labelled: LabelledTask) -> str:
-    return f"label_{labelled.task.name}"
-
-
-def _label(near: ibis.Table, labelled: LabelledTask) -> Any:
-    end = near.cutoff + labelled.task.horizon_days * DAY_S
-    within = (near.second >= near.cutoff) & (near.second < end)
-    if labelled.label == "spent":
-        return near.amount.sum(where=within).cast("float64").fill_null(0.0)
-    bought = within.any().cast("float64")
-    return bought if labelled.label == "bought" else 1.0 - bought
-
-
 def _check_matured(instants: Sequence[datetime], tasks: Sequence[LabelledTask], data: DataSet) -> None:
     horizon = timedelta(days=max(labelled.task.horizon_days for labelled in tasks))
     if late := [instant for instant in instants if instant + horizon > data.as_of]:
@@ -114,7 +74,7 @@ def _check_matured(instants: Sequence[datetime], tasks: Sequence[LabelledTask], 
 
 def _read_schema(workspace: Workspace) -> FeatureSchema:
     try:
-        return msgspec.json.decode((workspace.root / "schema.json").read_bytes(), type=FeatureSchema)
+        return msgspec.json.decode(workspace.schema_file.read_bytes(), type=FeatureSchema)
     except FileNotFoundError as exc:
         raise DatasetError("no schema.json in the workspace: run `rapport features apply` first") from exc
 

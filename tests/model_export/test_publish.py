@@ -1,0 +1,184 @@
+import os
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import model_export.publish
+from feature_client.contract import CONTRACT_KEY
+from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release, read_routes
+from model_export.export import EXPLAIN_OUTPUTS
+from model_export.pipeline import Run, RunError, read_run, write_run
+from model_export.publish import Artifacts, PublishError, publish, set_champion
+from model_export.verify import GOLDEN_ROWS, Session
+
+
+def publish_again(release: Release) -> Release:
+    """The same artifacts as another version, without another export."""
+    artifacts = Artifacts(
+        graph_file(release.directory), graph_file(release.explain_directory), release.golden, release.card
+    )
+    return publish(release.root, release.contract, artifacts)
+
+
+def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: Run) -> None:
+    release = read_release(pristine.root, "engagement", 1)
+    assert release.contract == run.contract
+    assert read_routes(pristine.root)["engagement"].champion == 1
+    assert {path.relative_to(pristine.root).as_posix() for path in pristine.root.rglob("*") if path.is_file()} == {
+        "routes.toml",
+        "engagement.1/1/model.onnx",
+        "engagement.1/config.pbtxt",
+        "engagement.1/contract.json",
+        "engagement.1/golden.npz",
+        "engagement.1/card.md",
+        "engagement.1/manifest.json",
+        "engagement.1.explain/1/model.onnx",
+        "engagement.1.explain/config.pbtxt",
+    }
+
+
+def test_configs_name_the_contract_and_set_no_queue_policy(pristine: Release) -> None:
+    for directory in (pristine.directory, pristine.explain_directory):
+        config = (directory / "config.pbtxt").read_text()
+        assert f'name: "{directory.name}"' in config
+        assert pristine.contract.digest in config
+        assert CONTRACT_KEY in config
+        assert "queue" not in config
+
+
+def test_golden_answers_repeat_and_hold_a_row_without_any_value(pristine: Release) -> None:
+    with np.load(pristine.golden, allow_pickle=False) as file:
+        golden = dict(file)
+    assert len(golden["numeric"]) == GOLDEN_ROWS + 1
+    assert np.isnan(golden["numeric"][-1]).all()
+    session = Session(graph_file(pristine.explain_directory), EXPLAIN_OUTPUTS)
+    for name, answer in session.run(golden["numeric"], golden["categorical"]).items():
+        np.testing.assert_array_equal(answer, golden[name])
+
+
+def test_the_card_tells_what_the_contract_holds(pristine: Release) -> None:
+    text = pristine.card.read_text(encoding="utf-8")
+    for feature in pristine.contract.schema.features:
+        assert f"`{feature.name}`" in text
+    for task in pristine.contract.tasks:
+        assert f"`{task.name}`" in text
+
+
+@pytest.mark.parametrize(
+    "file", ["engagement.1/1/model.onnx", "engagement.1.explain/1/model.onnx", "engagement.1/card.md"]
+)
+def test_a_flipped_byte_is_found(release: Release, file: str) -> None:
+    path = release.root / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ReleaseError, match="damaged"):
+        read_release(release.root, "engagement", 1)
+
+
+def test_a_removed_file_and_an_added_one_are_found(release: Release) -> None:
+    extra = release.explain_directory / "notes.txt"
+    extra.write_text("x")
+    with pytest.raises(ReleaseError, match="not in its manifest"):
+        read_release(release.root, "engagement", 1)
+    extra.unlink()
+    (release.directory / "golden.npz").unlink()
+    with pytest.raises(ReleaseError, match=r"missing engagement\.1/golden\.npz"):
+        read_release(release.root, "engagement", 1)
+
+
+@pytest.mark.parametrize("step", ["_lay_out", "_commit", "_write_atomically"])
+def test_a_killed_publisher_leaves_no_release_and_its_number_is_not_used_again(
+    release: Release, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(model_export.publish, step, lambda *args, **kwargs: os._exit(9))
+        publish_again(release)
+        os._exit(0)  # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert list_versions(release.root, "engagement") == [1]
+    assert read_routes(release.root)["engagement"].champion == 1
+    assert publish_again(release).version == "3"
+    assert list_versions(release.root, "engagement") == [1, 3]
+
+
+def test_a_failed_publisher_cleans_up_behind_itself(release: Release) -> None:
+    artifacts = Artifacts(graph_file(release.directory), release.root / "absent.onnx", release.golden, release.card)
+    before = sorted(release.root.rglob("*"))
+    with pytest.raises(PublishError, match="No such file"):
+        publish(release.root, release.contract, artifacts)
+    assert sorted(release.root.rglob("*")) == before
+
+
+def test_a_repository_that_cannot_be_written_is_named(release: Release, tmp_path: Path) -> None:
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    with pytest.raises(PublishError, match=r"cannot write to the model repository .*a file"):
+        publish_again(replace(release, root=blocked))
+
+
+def test_a_full_disk_leaves_no_release(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_export.publish, "_sync", full)
+    with pytest.raises(PublishError, match="No space left on device"):
+        publish_again(release)
+    assert list_versions(release.root, "engagement") == [1]
+    assert not [path for path in release.root.iterdir() if path.name.startswith((".", "engagement.2"))]
+
+
+def test_a_name_that_is_no_model_name_is_refused(release: Release) -> None:
+    with pytest.raises(PublishError, match="a-z"):
+        publish_again(replace(release, contract=replace(release.contract, model="Engagement!")))
+
+
+def test_flipping_the_champion_keeps_everything_else(release: Release) -> None:
+    path = release.root / "routes.toml"
+    path.write_text(
+        '[engagement]\nchampion = 1\nunknown = "reject"\n'
+        "canary = { version = 4, percent = 10 }\nshadow = [5]\n\n[other]\nchampion = 7\n"
+    )
+    set_champion(release.root, "engagement", 2)
+    assert tomllib.loads(path.read_text()) == {
+        "engagement": {
+            "champion": 2,
+            "unknown": "reject",
+            "canary": {"version": 4, "percent": 10},
+            "shadow": [5],
+        },
+        "other": {"champion": 7},
+    }
+
+
+@pytest.mark.parametrize("content", ["[engagement", "champion = 1\n"])
+def test_routes_that_cannot_be_read_are_left_alone(release: Release, content: str) -> None:
+    path = release.root / "routes.toml"
+    path.write_text(content)
+    with pytest.raises(PublishError, match="left alone"):
+        set_champion(release.root, "engagement", 2)
+    assert path.read_text() == content
+
+
+def test_a_run_survives_the_disk(run: Run, tmp_path: Path) -> None:
+    write_run(run, tmp_path / "run")
+    again = read_run(tmp_path / "run")
+    assert again.contract == run.contract
+    assert again.weights.keys() == run.weights.keys()
+    assert all(bool((again.weights[name] == run.weights[name]).all()) for name in run.weights)
+    np.testing.assert_array_equal(again.rows[0], run.rows[0])
+    np.testing.assert_array_equal(again.background[1], run.background[1])
+
+
+def test_a_run_that_is_missing_or_damaged_says_what_to_do(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="rapport train"):
+        read_run(tmp_path)
+    for name in ("weights.pt", "rows.npz"):
+        write_run(run, tmp_path / "run")
+        (tmp_path / "run" / name).write_bytes(b"not what it was")
+        with pytest.raises(RunError, match="train again"):
+            read_run(tmp_path / "run")

@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from feature_client.schema import MISSING, UNSEEN
+from model_export.evaluate import evaluate, expected_calibration_error
+from model_export.inputs import Inputs
+from model_export.network import Network
+from model_export.pipeline import Run
+from model_export.rows import Dataset
+from model_export.train import predict, train
+from model_export.verify import hostile_rows
+
+
+def test_a_planted_effect_is_learned_and_a_constant_is_not_better_than_chance(run: Run, dataset: Dataset) -> None:
+    metrics = run.contract.metrics
+    assert metrics["purchase_30d"]["auc"] > 0.75
+    assert metrics["churn_90d"]["auc"] > 0.75
+    assert metrics["spend_90d"]["spearman"] > 0.5
+    assert 0.8 < metrics["spend_90d"]["sum_ratio"] < 1.25
+    assert metrics["purchase_30d"]["ece"] < 0.06
+
+    constant = np.full_like(dataset.test.labels, 0.5)
+    baseline = evaluate(constant, dataset.test, run.contract.tasks)
+    assert baseline["purchase_30d"]["auc"] == 0.5
+
+
+def test_labels_of_rows_for_which_a_task_is_not_defined_change_nothing(dataset: Dataset) -> None:
+    few = replace(dataset, train=dataset.validation)
+    churn = [task.name for task in dataset.tasks].index("churn_90d")
+    lies = few.train.labels.copy()
+    outside = ~few.train.eligible[:, churn]
+    assert outside.any()
+    lies[outside, churn] = 1 - lies[outside, churn]
+
+    honest = train(few, seed=3, epochs=1)
+    told = train(replace(few, train=replace(few.train, labels=lies)), seed=3, epochs=1)
+    np.testing.assert_array_equal(predict(honest, dataset.test), predict(told, dataset.test))
+
+
+def test_training_repeats_for_a_seed(dataset: Dataset) -> None:
+    few = replace(dataset, train=dataset.validation)
+    first, second, other = (predict(train(few, seed=seed, epochs=1), dataset.test) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_scores_are_finite_whatever_the_inputs(network: Network, run: Run) -> None:
+    numeric, categorical = hostile_rows(network, len(run.contract.schema.numeric))
+    with torch.no_grad():
+        scores = network(torch.from_numpy(numeric), torch.from_numpy(categorical)).numpy()
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+    assert (scores[:, :2] <= 1).all()
+
+
+def test_a_missing_number_is_its_default_and_a_nullable_one_is_a_value_of_its_own(network: Network, run: Run) -> None:
+    schema = run.contract.schema
+    names = [feature.name for feature in schema.numeric]
+    numeric, categorical = (torch.from_numpy(array[:1]) for array in run.rows)
+
+    def score(name: str, value: float) -> torch.Tensor:
+        changed = numeric.clone()
+        changed[0, names.index(name)] = value
+        with torch.no_grad():
+            scores: torch.Tensor = network(changed, categorical)
+        return scores
+
+    default = schema.by_name["days_since_purchase"].default
+    assert default is not None
+    assert torch.equal(score("days_since_purchase", float("nan")), score("days_since_purchase", default))
+    fill = float(network.inputs.fill[names.index("mean_gap_days")])
+    assert not torch.equal(score("mean_gap_days", float("nan")), score("mean_gap_days", fill))
+
+
+def test_a_number_that_never_varied_in_training_has_no_influence(dataset: Dataset) -> None:
+    inputs = Inputs(dataset.schema)
+    numeric = dataset.train.numeric.copy()
+    column = [feature.name for feature in dataset.schema.numeric].index("sessions_30d")
+    numeric[:, column] = np.nan
+    inputs.fit(numeric)
+    rows = torch.from_numpy(numeric[:2])
+    rows[1] = rows[0]
+    rows[1, column] = 50.0
+    categorical = torch.zeros(2, len(dataset.schema.categorical), dtype=torch.int64)
+    lifted = inputs.lift(rows, categorical)
+    assert torch.equal(lifted[0], lifted[1])
+
+
+def test_categories_never_met_in_training_get_the_mean_embedding(dataset: Dataset) -> None:
+    inputs = Inputs(dataset.schema)
+    categorical = dataset.train.categorical
+    column = [feature.name for feature in dataset.schema.categorical].index("country")
+    assert (categorical[:, column] != UNSEEN).all()
+    assert (categorical[:, column] == MISSING).any()
+    before = inputs.embedding.weight.detach().clone()
+    inputs.fit_unseen(categorical)
+    start = int(inputs.table_at[column])
+    counts = torch.bincount(torch.from_numpy(categorical[:, column]), minlength=inputs.table_sizes[column]).float()
+    mean = counts @ before[start : start + len(counts)] / counts.sum()
+    torch.testing.assert_close(inputs.embedding.weight[start + UNSEEN], mean)
+    assert torch.equal(inputs.embedding.weight[start + MISSING], before[start + MISSING])
+
+
+def test_calibration_error_of_a_calibrated_score_is_small_and_of_a_shifted_one_is_the_shift() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.uniform(0.1, 0.7, 50_000)
+    label = (rng.random(len(score)) < score).astype(np.float64)
+    assert expected_calibration_error(score, label) < 0.02
+    assert abs(expected_calibration_error(score + 0.2, label) - 0.2) < 0.02
+
+
+def test_segments_hold_the_declared_shares_of_the_validation_rows(run: Run, dataset: Dataset, network: Network) -> None:
+    scores = predict(network, dataset.validation)
+    for position, task in enumerate(run.contract.tasks):
+        own = scores[dataset.validation.eligible[:, position], position]
+        named = [task.segment(float(score)) for score in own]
+        assert abs(named.count("high") / len(own) - 0.1) < 0.02
+        assert abs(named.count("medium") / len(own) - 0.3) < 0.02
+        assert None not in named
