@@ -18,10 +18,6 @@ UPPER_BOUNDS = {"purchase_30d": 1.0, "churn_90d": 1.0, "spend_90d": math.inf}
 ATOL = RTOL = 1e-5
 """Two answers to one question are equal where |a - b| <= ATOL + RTOL * |b|."""
 
-SUM_RTOL = 1e-4
-"""A score and base + contributions are added up in float32, in different orders: some ten terms, whose rounding
-grows with the largest of them. So the sum is held to ATOL + SUM_RTOL * the largest magnitude in it."""
-
 
 class WrongAnswer(Exception):
     """The message says what is wrong, and about whom."""
@@ -163,8 +159,9 @@ def _check_sum(what: str, explanation: Mapping[str, Any]) -> None:
         raise WrongAnswer(f"{what} has no reasons")
     score, base = _number(explanation["score"]), _number(explanation["base"])
     total = math.fsum([base, *contributions])
-    largest = max(abs(term) for term in (score, base, *contributions))
-    if not abs(total - score) <= ATOL + SUM_RTOL * largest:
+    # Float32 resolves a small score that is the difference of large parts no better than it resolves the parts.
+    size = sum(abs(part) for part in (base, *contributions))
+    if not abs(total - score) <= ATOL + RTOL * size:
         raise WrongAnswer(f"{what}: base and contributions add up to {total}, the score is {score}")
 
 
