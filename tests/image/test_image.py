@@ -15,8 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import pytest
+from redis import Redis
 
+from loadtests.answers import check_answer
+from tests.feast_layout import store
 from tests.image.conftest import Container
+from tests.model_export.tiny_release import AS_OF, build_tiny_release
+from tests.service.conftest import rows_of
 
 pytestmark = pytest.mark.image
 
@@ -157,6 +162,31 @@ def test_with_keys_it_listens_for_everybody_who_has_one(container: Container, mo
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {token}"})
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_with_a_release_and_a_store_it_answers_with_reasons(
+    container: Container, redis_url: str, tmp_path: Path
+) -> None:
+    """The release is mounted as it was published: its files are readable for others than who published them."""
+    release = build_tiny_release(tmp_path / "models")
+    release.root.chmod(0o755)
+    host, _, redis_port = redis_url.rpartition(":")
+    with Redis(host, int(redis_port)) as redis:
+        store(redis, release.contract.schema, "c1", rows_of("c1"))
+    settings = {"RAPPORT_HOST": "127.0.0.1", "RAPPORT_REDIS": redis_url, "RAPPORT_AS_OF": AS_OF.isoformat()}
+
+    with serving(container, release.root, settings) as process:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while process.get("/readyz")[0] != 200:
+            assert time.monotonic() < deadline, process.get("/readyz")
+            time.sleep(0.1)
+        connection = http.client.HTTPConnection("127.0.0.1", int(process.settings["RAPPORT_PORT"]), timeout=5)
+        body = json.dumps({"entities": [{"customer_id": "c1"}]})
+        connection.request("POST", "/v1/explain", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse().read()
+        connection.close()
+
+    assert check_answer(answer, ["c1"], explained=True) == ["ok"]
 
 
 def test_only_what_serves_is_in_it(container: Container) -> None:
