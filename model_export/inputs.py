@@ -120,7 +120,7 @@ class Inputs(nn.Module):
         self.logged.copy_(torch.from_numpy(skewed & ~np.array(self.calendar, dtype=bool)))
         _fit_scale(self._curve(clean), self.mean, self.scale)
         _fit_scale(self._absent(torch.from_numpy(numeric)), self.absent_mean, self.absent_scale)
-        ratios = self._ratios(clean[:, self.numerator_at], clean[:, self.denominator_at])
+        ratios = self._ratios(clean.index_select(1, self.numerator_at), clean.index_select(1, self.denominator_at))
         _fit_scale(ratios, self.ratio_mean, self.ratio_scale)
 
     def fit_unseen(self, categorical: npt.NDArray[np.int64]) -> None:
@@ -137,8 +137,8 @@ class Inputs(nn.Module):
         columns = [
             _standardise(self._curve(clean), self.mean, self.scale),
             _standardise(self._absent(numeric), self.absent_mean, self.absent_scale),
-            clean[:, self.numerator_at],
-            clean[:, self.denominator_at],
+            clean.index_select(1, self.numerator_at),
+            clean.index_select(1, self.denominator_at),
             self.embedding(categorical + self.table_at).flatten(1),
         ]
         return torch.cat(columns, dim=1)
@@ -156,7 +156,7 @@ class Inputs(nn.Module):
         return torch.where(self.logged, signed_log(clean), clean)
 
     def _absent(self, numeric: Tensor) -> Tensor:
-        return torch.isnan(numeric[:, self.nullable_at]).to(torch.float32)
+        return torch.isnan(numeric.index_select(1, self.nullable_at)).to(torch.float32)
 
     def _ratios(self, numerators: Tensor, denominators: Tensor) -> Tensor:
         return signed_log(numerators / (torch.abs(denominators) + self.ratio_offset))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import silu, softplus
 
 from feature_client.contract import Task
 from feature_client.schema import FeatureSchema
@@ -75,8 +75,9 @@ class Network(nn.Module):
             else:
                 logit, mu, sigma = self.ziln(task, raw)
                 log_amount = mu + sigma * sigma / 2 + self.shift[task]
-                amount = torch.exp(torch.minimum(log_amount, self.log_ceiling[task]))
-                scores.append(torch.sigmoid(logit) * amount)
+                # log(sigmoid) and not sigmoid: ONNX Runtime's has an absolute error of 1e-8, too much for rare amounts.
+                log_chance = -softplus(-logit)
+                scores.append(torch.exp(log_chance + torch.minimum(log_amount, self.log_ceiling[task])))
         return torch.cat(scores, dim=1)
 
     def raw(self, lifted: Tensor) -> list[Tensor]:
