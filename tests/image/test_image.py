@@ -183,9 +183,11 @@ def test_with_a_release_and_a_store_it_answers_with_reasons(
         connection = http.client.HTTPConnection("127.0.0.1", int(process.settings["RAPPORT_PORT"]), timeout=5)
         body = json.dumps({"entities": [{"customer_id": "c1"}]})
         connection.request("POST", "/v1/explain", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse().read()
+        response = connection.getresponse()
+        answer = response.read()
         connection.close()
 
+    assert response.status == 200, answer
     assert check_answer(answer, ["c1"], explained=True) == ["ok"]
 
 
