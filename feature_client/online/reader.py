@@ -1,25 +1,16 @@
 """What every reader of online features promises, and what can go wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from feature_client.online.plan import ReadPlan
+from feature_client.online.plan import Entity, EntityError, ReadPlan
 from feature_client.schema import FeatureBatch
 
-Entity = Mapping[str, str]
-"""Join key -> value, as the request wrote it: {"customer_id": "17850"}."""
+__all__ = ["Entity", "EntityError", "FeatureReader", "FeatureStoreUnavailable"]
 
 
 class FeatureStoreUnavailable(Exception):
     """The store did not answer in time, refused, or answered something that is not a reply to what was asked."""
-
-
-class EntityError(ValueError):
-    """An entity id that cannot be a key of this model. `row` is its position; the message never echoes the value."""
-
-    def __init__(self, message: str, row: int) -> None:
-        super().__init__(message)
-        self.row = row
 
 
 class FeatureReader(Protocol):
