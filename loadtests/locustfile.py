@@ -126,6 +126,9 @@ class GatewayUser(FastHttpUser):
     def on_start(self) -> None:
         self.run_ = RUNS[self.environment]
         self.pace = constant_throughput(self.run_.rate) if self.run_.rate > 0 else None
+        if self.pace:
+            # Started together, users at one rate would ask together for ever: bursts, not a rate.
+            time.sleep(random.random() / self.run_.rate)
         self.started_at = time.perf_counter()
         self.run_.started_at = min(self.run_.started_at, self.started_at)
 
