@@ -1,21 +1,29 @@
 """Where the offline half keeps its files: one directory for one data set."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
+from feature_client.errors import RapportError
+
+
+class WorkspaceError(RapportError):
+    """A file of the workspace that is not there, cannot be read, or does not fit on the disk."""
+
 
 @dataclass(frozen=True)
 class DataSet:
     """What is known of the events besides the events themselves.
 
-    as_of: the instant at which the data set is served; its events end before it.
+    first_event: the earliest event. as_of: the instant at which the data set is served; its events end before it.
     recorded: the event types that its source records; features over other types are null, not zero.
     """
 
     name: str
+    first_event: datetime
     as_of: datetime
     currency: str
     recorded: tuple[str, ...]
@@ -54,6 +62,16 @@ class Workspace:
         return self.root / "registry.db"
 
     @property
+    def schema_file(self) -> Path:
+        """The compiled FeatureSchema as JSON, so that nothing but `features apply` has to import Feast."""
+        return self.root / "schema.json"
+
+    @property
+    def truth(self) -> Path:
+        """The effects that generated events were made with."""
+        return self.root / "truth.json"
+
+    @property
     def training(self) -> Path:
         return self.root / "training"
 
@@ -63,4 +81,19 @@ class Workspace:
         return self.root / "models"
 
     def dataset(self) -> DataSet:
-        return msgspec.json.decode(self.dataset_file.read_bytes(), type=DataSet)
+        """Raises WorkspaceError where there are no events yet."""
+        try:
+            return msgspec.json.decode(self.dataset_file.read_bytes(), type=DataSet)
+        except FileNotFoundError as exc:
+            raise WorkspaceError(f"no events in {self.root}: generate or load some first") from exc
+        except msgspec.MsgspecError as exc:
+            raise WorkspaceError(f"{self.dataset_file} cannot be read ({exc}): load the events again") from exc
+
+    def require_space(self, needed: int, why: str) -> None:
+        """Refuses early, by name, what would otherwise fail half-way. needed: bytes."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.root).free
+        if free < needed:
+            raise WorkspaceError(
+                f"{why} needs about {needed / 1e6:,.0f} MB in {self.root}, only {free / 1e6:,.0f} free"
+            )

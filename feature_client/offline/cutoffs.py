@@ -1,0 +1,65 @@
+"""Which instants features are built at, and which of them train, validate and test: a split by time.
+
+All cutoffs fall on the weekday of `as_of`, because weeks have a rhythm that a model should not mistake for a change.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from feature_client.errors import RapportError
+from feature_client.offline.workspace import DataSet
+
+STEP = timedelta(days=14)
+GAP = timedelta(days=91)
+"""Between the parts, and before `as_of`: the longest label (90 days), rounded up to whole weeks."""
+
+HISTORY = timedelta(days=90)
+"""Events before the first cutoff, so that its windows are not all empty."""
+
+TEST, VALIDATION = 2, 3
+"""Cutoffs in each part; all others train."""
+
+
+class CutoffError(RapportError):
+    """A data set too short for a split with matured labels."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cutoffs of each part, ascending. The labels of one part end before the next begins."""
+
+    train: list[datetime]
+    validation: list[datetime]
+    test: list[datetime]
+
+
+def split(dataset: DataSet) -> Split:
+    """Fully matured 90-day labels, no overlap between parts. Raises CutoffError where the data is too short."""
+    test = _backwards(dataset.as_of - GAP, TEST)
+    validation = _backwards(test[0] - GAP, VALIDATION)
+    first, last = _first(dataset), validation[0] - GAP
+    if first > last:
+        missing = (first - last).days
+        raise CutoffError(
+            f"{dataset.name} begins on {dataset.first_event:%Y-%m-%d} and ends on {dataset.as_of:%Y-%m-%d}: "
+            f"training, validation and test need {missing} more days"
+        )
+    train = [first + number * STEP for number in range((last - first) // STEP + 1)]
+    return Split(train, validation, test)
+
+
+def default_cutoffs(dataset: DataSet) -> list[datetime]:
+    """Every cutoff of the split, and `as_of`, whose rows are served."""
+    parts = split(dataset)
+    return sorted({*parts.train, *parts.validation, *parts.test, dataset.as_of})
+
+
+def _backwards(last: datetime, count: int) -> list[datetime]:
+    return [last - number * STEP for number in reversed(range(count))]
+
+
+def _first(dataset: DataSet) -> datetime:
+    """The first instant with HISTORY behind it that shares weekday and time of day with `as_of`."""
+    midnight = dataset.first_event.replace(hour=0, minute=0, second=0, microsecond=0)
+    weeks = (dataset.as_of - midnight - HISTORY) // timedelta(weeks=1)
+    return dataset.as_of - weeks * timedelta(weeks=1)
