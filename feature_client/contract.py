@@ -123,6 +123,14 @@ class Contract:
         """Columns of the `scores` tensor."""
         return tuple(task.name for task in self.tasks)
 
+    def outputs(self, rows: int, *, explained: bool) -> dict[str, tuple[int, ...]]:
+        """Output -> shape of the score graph, or of the explanation graph, for that many rows."""
+        tasks = len(self.tasks)
+        scores: dict[str, tuple[int, ...]] = {"scores": (rows, tasks)}
+        if not explained:
+            return scores
+        return {**scores, "attributions": (rows, tasks, len(self.schema.groups)), "base": (rows, tasks)}
+
     def eligible(self, encoded: Encoded) -> npt.NDArray[np.bool_]:
         """Which tasks are defined for which rows: [rows, tasks]."""
         return eligible_rows(self.schema, self.tasks, encoded.numeric)

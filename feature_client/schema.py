@@ -91,7 +91,7 @@ class FeatureBatch:
     numbers: float64 [rows, stored numbers and timestamps], timestamps in epoch seconds, NaN where missing.
     strings: object  [rows, stored categories], None where missing.
     event_times: float64 [rows, views], epoch seconds at which the row was computed, NaN where the view has no row.
-    corrupt: (row, stored field) of values that are there but cannot be read; they count as missing.
+    corrupt: (row, feature name) of values that are there but cannot be read; they count as missing.
     """
 
     numbers: FloatArray
@@ -230,9 +230,8 @@ class FeatureSchema:
         # A null of a nullable feature means something only where the view has a row.
         absent = np.isnan(batch.event_times)
         defaulted[:, stored] |= missing[:, stored] & absent[:, view_of]
-        for row, field in batch.corrupt:
-            position = next(i for i, feature in enumerate(self.features) if feature.field == field)
-            defaulted[row, position] = not drop[row, position]
+        for row, name in batch.corrupt:
+            defaulted[row, self._position[name]] = not drop[row, self._position[name]]
 
         overridden = np.zeros_like(missing)
         if overrides is not None:

@@ -32,7 +32,7 @@ from service.settings import Settings
 def create_app(settings: Settings, *, reader: FeatureReader | None = None, backend: Backend | None = None) -> ASGIApp:
     """Production passes settings alone; tests pass other parts. Raises KeysError and RapportError."""
     metrics = Metrics()
-    reader = reader or RedisReader.from_url(settings.redis, timeout_s=settings.redis_timeout_ms / 1_000)
+    reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or _embedded(settings)
     releases = Releases(settings.models, backend, metrics)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
@@ -76,7 +76,7 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
         summary="From a customer id to an explained, multi-task engagement prediction, under one deadline.",
         lifespan=lifespan,  # type: ignore[arg-type]
         redoc_url=None,
-        exception_handlers={kind: on_error for kind in (*TABLE, HTTPException, RequestValidationError, Exception)},  # type: ignore[misc]
+        exception_handlers=dict.fromkeys((*TABLE, HTTPException, RequestValidationError, Exception), on_error),
     )
     entities = [{"customer_id": "17850"}]
     app.post(

@@ -131,7 +131,7 @@ class Endpoints:
             return decode(body, kind)
 
 
-def on_error(request: Request, error: Exception) -> Response:
+async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception; the statuses are in errors.py."""
     if isinstance(error, HTTPException):
         error = MethodNotAllowed() if error.status_code == 405 else NotFound()

@@ -10,7 +10,7 @@ from feature_client.online.reader import Entity, FeatureReader, FeatureStoreUnav
 from feature_client.schema import Encoded, FeatureBatch, Override
 from service.admission import Admission, Deadline
 from service.answers import explanations_of, predictions_of
-from service.backends import Backend, Tensors
+from service.backends import Backend, Tensors, check_outputs
 from service.coalescer import Coalescer
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.metrics import Metrics
@@ -168,6 +168,7 @@ class Predictor:
         self.metrics.features(contract, encoded, as_of - stored.event_times)
         with trace.stage("infer"):
             outputs = await self.backend.infer(name, encoded.tensors, max(ends - time.monotonic(), 0.0))
+            check_outputs(name, outputs, contract.outputs(len(entities), explained=name == loaded.release.explain_name))
         answers, start = [], 0
         for work in batch:
             rows = slice(start, start + len(work.entities))

@@ -46,7 +46,10 @@ class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             description="Request-time values, in place of the stored ones: one object for each entity, or one for all."
         ),
     ] = None
-    tasks: Annotated[list[str] | None, Meta(min_length=1, description="Which tasks to explain; all by default.")] = None
+    tasks: Annotated[
+        Annotated[list[str], Meta(min_length=1)] | None,
+        Meta(description="Which tasks to explain; all by default."),
+    ] = None
     top: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="The k largest contributions; the rest is summed up in one reason `other`."),

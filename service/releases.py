@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from feature_client.contract import ATOL, RTOL
+from feature_client.contract import attribution_scale, discrepancy
 from feature_client.errors import RapportError
 from feature_client.online.plan import ReadPlan
 from feature_client.release import Release, ReleaseError, Route, list_versions, read_release, read_routes
-from service.backends import Backend, BackendUnavailable, BadModelOutput
+from service.backends import Backend, BackendUnavailable, BadModelOutput, check_outputs
 from service.errors import NotReady, UnknownModel
 from service.metrics import Metrics
 
@@ -152,10 +151,15 @@ class Releases:
         with np.load(release.golden, allow_pickle=False) as file:
             golden = dict(file)
         tensors = {name: golden[name] for name in ("numeric", "categorical")}
-        for name, outputs in ((release.name, ("scores",)), (release.explain_name, ("scores", "attributions", "base"))):
+        scale = attribution_scale(golden["attributions"], golden["base"])
+        rows = len(golden["numeric"])
+        for name, explained in ((release.name, False), (release.explain_name, True)):
             answers = await self.backend.infer(name, tensors, GOLDEN_TIMEOUT_S)
-            for output in outputs:
-                if output not in answers or not _equal(answers[output], golden[output]):
+            expected = release.contract.outputs(rows, explained=explained)
+            check_outputs(name, answers, expected)
+            for output in expected:
+                size = scale if output == "attributions" else 0.0
+                if not (discrepancy(answers[output], golden[output], size) <= 1).all():
                     raise ReleaseError(f"{name}: {output} differ from the golden answers on this backend")
 
     def _failed(self, reason: str) -> None:
@@ -163,10 +167,3 @@ class Releases:
         if reason != self.failure:
             log.error("release not loaded", extra={"reason": reason})
         self.failure = reason
-
-
-def _equal(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> bool:
-    if actual.shape != expected.shape:
-        return False
-    difference = np.abs(actual.astype(np.float64) - expected)
-    return bool((difference <= ATOL + RTOL * np.abs(expected)).all())  # false for NaN

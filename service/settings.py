@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     as_of: datetime | None = Field(
         None, description="Replay: the instant at which everything is answered, with a time zone. Unset: wall time."
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="info has one line a request, warning only faults."
+    )
 
     deadline_ms: int = Field(
         500, ge=1, description="Budget of a predict request that sends no X-Deadline-Ms. About 3 times your p99."

@@ -18,10 +18,6 @@ class BadModelOutput(Exception):
     """The backend answered something that cannot be an answer: wrong name, shape or dtype, or not finite."""
 
 
-CONTRACT_KEY = "rapport.contract"
-"""Where a graph's metadata holds the digest of its contract."""
-
-
 class Backend(Protocol):
     async def load(self, name: str, directory: Path) -> str:
         """Makes model `name` (`engagement.3`, `engagement.3.explain`) ready.
@@ -31,20 +27,21 @@ class Backend(Protocol):
 
     async def unload(self, name: str) -> None: ...
 
-    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs by name, checked: float32, as many rows as the input, finite.
+    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
+        """Outputs by name, as the model gave them: whoever uses them checks them (`check_outputs`).
 
-        Raises BackendUnavailable and BadModelOutput, TimeoutError after `timeout_s`.
+        Raises BackendUnavailable; TimeoutError after `timeout_s`.
         """
 
     async def close(self) -> None: ...
 
 
-def checked(name: str, outputs: Mapping[str, npt.NDArray[Any]], rows: int) -> dict[str, npt.NDArray[np.float32]]:
-    """The outputs, where they can be an answer for `rows` rows. Raises BadModelOutput."""
-    for output, values in outputs.items():
-        if values.dtype != np.float32 or values.ndim == 0 or values.shape[0] != rows:
-            raise BadModelOutput(f"{name}: {output} is {values.dtype} {list(values.shape)} for {rows} rows")
+def check_outputs(name: str, outputs: Tensors, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """expected: output -> shape. Raises BadModelOutput where these outputs are not float32, of that shape, finite."""
+    for output, shape in expected.items():
+        values = outputs.get(output)
+        if values is None or values.dtype != np.float32 or values.shape != shape:
+            found = "missing" if values is None else f"{values.dtype} {list(values.shape)}"
+            raise BadModelOutput(f"{name}: {output} is {found}, not float32 {list(shape)}")
         if not np.isfinite(values).all():
             raise BadModelOutput(f"{name}: {output} is not finite")
-    return dict(outputs)

@@ -5,12 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
+from feature_client.contract import CONTRACT_KEY
 from feature_client.release import graph_file
-from service.backends import CONTRACT_KEY, BackendUnavailable, Tensors, checked
+from service.backends import BackendUnavailable, Tensors
 
 
 class EmbeddedBackend:
@@ -42,14 +41,13 @@ class EmbeddedBackend:
     async def unload(self, name: str) -> None:
         self.sessions.pop(name, None)
 
-    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> dict[str, npt.NDArray[np.float32]]:
+    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
         session = self.sessions.get(name)
         if session is None:
             raise BackendUnavailable(f"{name} is not loaded")
         pool = self.explanations if name.endswith(".explain") else self.scores
         async with asyncio.timeout(timeout_s):
-            outputs = await asyncio.get_running_loop().run_in_executor(pool, _run, session, dict(tensors))
-        return checked(name, outputs, len(next(iter(tensors.values()))))
+            return await asyncio.get_running_loop().run_in_executor(pool, _run, session, dict(tensors))
 
     async def close(self) -> None:
         self.sessions.clear()

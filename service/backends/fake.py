@@ -4,13 +4,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from feature_client.release import graph_file
-from service.backends import BackendUnavailable, Tensors, checked
+from service.backends import BackendUnavailable, Tensors
 
-Answer = Callable[[str, Tensors], dict[str, npt.NDArray[np.float32]]]
+Answer = Callable[[str, Tensors], Tensors]
 
 
 class FakeBackend:
@@ -34,12 +31,12 @@ class FakeBackend:
     async def unload(self, name: str) -> None:
         self.loaded.discard(name)
 
-    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> dict[str, npt.NDArray[np.float32]]:
+    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
         if name not in self.loaded:
             raise BackendUnavailable(f"{name} is not loaded")
         async with asyncio.timeout(timeout_s):
             await asyncio.sleep(self.delay_s)
-        return checked(name, self.answer(name, tensors), len(tensors["numeric"]))
+        return self.answer(name, tensors)
 
     async def close(self) -> None:
         self.loaded.clear()
