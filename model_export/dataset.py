@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import ibis
-import msgspec
 import numpy as np
 import pandas as pd
 
 from feature_client.clock import to_iso
 from feature_client.errors import RapportError
 from feature_client.offline import cutoffs, historical
+from feature_client.offline.aggregates import read_schema
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
 from model_export.labels import label_column, label_table
@@ -34,7 +34,7 @@ def build(workspace: Workspace, code: str) -> Dataset:
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     instants = [instant for part in parts.values() for instant in part]
     _check_matured(instants, tasks, data)
-    schema = _read_schema(workspace)
+    schema = read_schema(workspace)
     frame = _joined(workspace, data, schema, tasks, instants, code)
     moments = frame["event_timestamp"]
     frames = {name: frame[moments.isin([pd.Timestamp(t) for t in part])] for name, part in parts.items()}
@@ -72,13 +72,6 @@ def _check_matured(instants: Sequence[datetime], tasks: Sequence[LabelledTask], 
         )
 
 
-def _read_schema(workspace: Workspace) -> FeatureSchema:
-    try:
-        return msgspec.json.decode(workspace.schema_file.read_bytes(), type=FeatureSchema)
-    except FileNotFoundError as exc:
-        raise DatasetError("no schema.json in the workspace: run `rapport features apply` first") from exc
-
-
 def _joined(
     workspace: Workspace,
     data: DataSet,
@@ -95,9 +88,7 @@ def _joined(
     connection = ibis.duckdb.connect()
     labels: pd.DataFrame = connection.to_pandas(label_table(connection.read_parquet(workspace.events), instants, tasks))
     labels["event_timestamp"] = pd.to_datetime(labels.pop("cutoff"), unit="s", utc=True)
-    keys = ["customer_id", "event_timestamp"]
-    features = historical.join(workspace, labels[keys])
-    joined = labels.merge(features, on=keys, how="left", validate="one_to_one")
+    joined = historical.join(workspace, labels)
     workspace.training.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     joined.to_parquet(unfinished)

@@ -18,7 +18,7 @@ EPOCHS = 20
 PATIENCE = 4
 """Epochs without a better validation loss before training stops."""
 
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 MIN_BATCH, MAX_BATCH = 64, 2048
 CHUNK = 16_384

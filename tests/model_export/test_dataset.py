@@ -1,0 +1,102 @@
+"""The join of labels and features, through real Feast, on a small generated data set."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from feature_client.offline import aggregates, generator, historical, registry
+from feature_client.offline.cutoffs import split
+from feature_client.offline.workspace import Workspace
+from model_export.dataset import DatasetError, build
+from model_export.rows import Dataset, Rows
+
+DAY_S = 86_400
+
+pytestmark = pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    generator.generate(workspace, customers=200, seed=5, progress=False)
+    registry.apply(workspace)
+    aggregates.build(workspace, progress=False)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def built(workspace: Workspace) -> Dataset:
+    return build(workspace, code="code")
+
+
+def parts(dataset: Dataset) -> dict[str, Rows]:
+    return {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+
+
+def test_labels_and_features_of_a_row_are_of_its_customer_and_cutoff(workspace: Workspace, built: Dataset) -> None:
+    """Recomputed from raw events, one row at a time."""
+    events = pd.read_parquet(workspace.events)
+    orders = events[events["type"] == "purchase"]
+    names = [feature.name for feature in built.schema.numeric]
+    rng = np.random.default_rng(0)
+    for rows in parts(built).values():
+        for row in rng.choice(len(rows), 20, replace=False):
+            own = orders[orders["customer_id"] == rows.customers[row]]
+            seconds = own["ts"].map(pd.Timestamp.timestamp).to_numpy()
+            amounts = own["amount"].astype(float).to_numpy()
+            after = seconds - rows.cutoffs[row]
+            within = [(after >= 0) & (after < days * DAY_S) for days in (30, 90)]
+            expected = [within[0].any(), not within[1].any(), amounts[within[1]].sum()]
+            np.testing.assert_allclose(rows.labels[row], expected, rtol=1e-6)
+
+            features = dict(zip(names, rows.numeric[row], strict=True))
+            silent_days = (rows.cutoffs[row] - seconds[after < 0].max()) / DAY_S
+            assert features["days_since_purchase"] == pytest.approx(silent_days, rel=1e-5)
+            assert features["spend_90d"] == pytest.approx(amounts[(after < 0) & (after >= -90 * DAY_S)].sum(), rel=1e-5)
+
+
+def test_parts_hold_their_own_cutoffs_and_labels_of_one_end_before_the_next_begins(
+    workspace: Workspace, built: Dataset
+) -> None:
+    planned = split(workspace.dataset())
+    for name, rows in parts(built).items():
+        assert set(rows.cutoffs) == {cutoff.timestamp() for cutoff in getattr(planned, name)}
+    assert built.train.cutoffs.max() + 90 * DAY_S <= built.validation.cutoffs.min()
+    assert built.validation.cutoffs.max() + 90 * DAY_S <= built.test.cutoffs.min()
+
+
+def test_vocabularies_come_from_training_rows(built: Dataset) -> None:
+    for position, feature in enumerate(built.schema.categorical):
+        assert feature.vocabulary
+        seen = set(np.unique(built.train.categorical[:, position])) - {0, 1}
+        assert seen == set(range(2, len(feature.vocabulary) + 2))
+
+
+def test_churn_is_defined_for_who_bought_within_180_days(built: Dataset) -> None:
+    silent = built.test.numeric[:, [f.name for f in built.schema.numeric].index("days_since_purchase")]
+    churn = [task.name for task in built.tasks].index("churn_90d")
+    np.testing.assert_array_equal(built.test.eligible[:, churn], silent <= 180)
+    assert not built.test.eligible[:, churn].all()
+
+
+def test_a_second_build_joins_nothing(workspace: Workspace, built: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> pd.DataFrame:
+        raise AssertionError("joined again")
+
+    monkeypatch.setattr(historical, "join", refuse)
+    again = build(workspace, code="code")
+    np.testing.assert_array_equal(again.train.numeric, built.train.numeric)
+    np.testing.assert_array_equal(again.test.labels, built.test.labels)
+    with pytest.raises(AssertionError, match="joined again"):
+        build(workspace, code="other code")
+
+
+def test_labels_that_are_still_open_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = split(workspace.dataset())
+    late = replace(planned, test=[workspace.dataset().as_of - timedelta(days=30)])
+    monkeypatch.setattr("feature_client.offline.cutoffs.split", lambda data: late)
+    with pytest.raises(DatasetError, match="but the data ends at"):
+        build(workspace, code="code")
