@@ -83,9 +83,9 @@ def prepare(
             else _offline("events").load_events(workspace, data)
         ),
         "features": lambda: _build(workspace),
-        "materialize": lambda: _offline("materialize").materialize(workspace),
-        "train": lambda: _export("pipeline").train(workspace, seed=seed),
-        "publish": lambda: _export("pipeline").publish(workspace),
+        "materialize": lambda: _materialize(workspace, None),
+        "train": lambda: _export("pipeline").train_workspace(workspace, seed=seed),
+        "publish": lambda: _export("pipeline").publish_workspace(workspace),
     }
     stamps = Stamps(request.workspace, request.parameters)
     for name, run in steps.items():
@@ -126,19 +126,19 @@ def features_materialize(
     workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS, as_of: AsOf = None
 ) -> None:
     """Put the latest rows into the online store, through Feast."""
-    _offline("materialize").materialize(_workspace(workspace, redis), _instant(as_of))
+    _materialize(_workspace(workspace, redis), _instant(as_of))
 
 
 @app.command()
 def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
-    _export("pipeline").train(_workspace(workspace), seed=seed)
+    _export("pipeline").train_workspace(_workspace(workspace), seed=seed)
 
 
 @app.command()
 def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
     """Export the trained model, verify it, and publish it as the next release."""
-    release = _export("pipeline").publish(_workspace(workspace))
+    release = _export("pipeline").publish_workspace(_workspace(workspace))
     print(f"published {release.name}")  # noqa: T201
 
 
@@ -172,6 +172,11 @@ def _build(workspace: Any) -> None:
     # Applied first: what is computed is checked against what is declared.
     _offline("registry").apply(workspace)
     _offline("aggregates").build(workspace)
+
+
+def _materialize(workspace: Any, as_of: datetime | None) -> None:
+    _offline("materialize").materialize(workspace, as_of)
+    _offline("sample").write_customers(workspace)
 
 
 def _workspace(root: Path, redis: str = DEFAULT_REDIS) -> Any:

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -79,13 +79,15 @@ def up(request: Request) -> None:
 def down(home: Path) -> list[int]:
     """Ends what the last `up` in `home` started, and returns the process ids. Leaves other processes alone."""
     alive = _State.read(home)
-    # The supervisor first: it ends its children itself, in order.
+    # The supervisor first: it ends its children itself, in order. Whoever is left was left alone by it.
     for process in alive:
-        process.terminate()
-        _, still = psutil.wait_procs([process], timeout=STOP_TIMEOUT_S)
-        for survivor in still:
-            survivor.kill()
-    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+            try:
+                process.wait(2 * STOP_TIMEOUT_S)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait()
     _state_file(home).unlink(missing_ok=True)
     return [process.pid for process in alive]
 
@@ -247,7 +249,7 @@ def _wait_ready(gateway: subprocess.Popen[bytes], url: str, workspace: Workspace
 
 def _show(url: str, workspace: Workspace) -> None:
     """One predict and one explain for a real customer, as anyone could send them."""
-    customer = (workspace.root / "customers.txt").read_text().split("\n", 1)[0]
+    customer = workspace.customers.read_text().split("\n", 1)[0]
     entities = [{"customer_id": customer}]
     for path, body in (
         ("/v1/predict", {"entities": entities}),

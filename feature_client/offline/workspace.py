@@ -72,6 +72,11 @@ class Workspace:
         return self.root / "truth.json"
 
     @property
+    def customers(self) -> Path:
+        """Some ids that the online store knows, one a line."""
+        return self.root / "customers.txt"
+
+    @property
     def training(self) -> Path:
         return self.root / "training"
 
