@@ -103,7 +103,7 @@ class Contract:
                 raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
 
     def to_json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1)
+        return msgspec.json.format(self._canonical, indent=1)
 
     @classmethod
     def from_json(cls, data: bytes) -> "Contract":
@@ -116,7 +116,13 @@ class Contract:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over content, not over formatting."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        return hashlib.sha256(self._canonical).hexdigest()
+
+    @cached_property
+    def _canonical(self) -> bytes:
+        # In the order of the mappings themselves, which JSON keeps: sorted keys would lose the order of the groups,
+        # and with it which column of the attributions is whose.
+        return msgspec.json.encode(self)
 
     @cached_property
     def task_names(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from model_export.export import EXPLAIN_OUTPUTS
 from model_export.pipeline import Run, RunError, read_run, write_run
 from model_export.publish import Artifacts, PublishError, publish, set_champion
 from model_export.verify import GOLDEN_ROWS, Session
+from tests.model_export.tiny_release import GROUPS
 
 
 def publish_again(release: Release) -> Release:
@@ -26,6 +27,9 @@ def publish_again(release: Release) -> Release:
 def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: Run) -> None:
     release = read_release(pristine.root, "engagement", 1)
     assert release.contract == run.contract
+    assert release.contract.digest == run.contract.digest
+    # Mappings are equal in any order; the columns of the attributions are not.
+    assert list(release.contract.schema.groups) == list(run.contract.schema.groups) != sorted(GROUPS)
     assert read_routes(pristine.root)["engagement"].champion == 1
     assert {path.relative_to(pristine.root).as_posix() for path in pristine.root.rglob("*") if path.is_file()} == {
         "routes.toml",
