@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as NotThere
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as NoAnswer
+from redis.retry import Retry
 
 from feature_client.errors import RapportError
 
@@ -99,7 +101,9 @@ class LocalRedis:
 
     def _wait_ready(self, process: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        with Redis(HOST, self.port, socket_timeout=PROBE_TIMEOUT_S, socket_connect_timeout=PROBE_TIMEOUT_S) as client:
+        # We try again ourselves, sooner than redis-py would.
+        once = Retry(NoBackoff(), 0)
+        with Redis(HOST, self.port, socket_timeout=PROBE_TIMEOUT_S, retry=once) as client:
             while time.monotonic() < deadline:
                 if process.poll() is not None:
                     raise RapportError(f"redis-server ended with code {process.returncode}: {self._last_line()}")

@@ -1,0 +1,344 @@
+"""What a reader does when Redis is down, slow, refuses or answers something else: it says so, in time."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from feature_client.online.local_redis import LocalRedis
+from feature_client.online.plan import ReadPlan
+from feature_client.online.reader import FeatureStoreUnavailable
+from feature_client.online.redis_reader import RedisReader
+from feature_client.schema import FeatureBatch
+from tests import feast_layout
+from tests.feature_client.online.shop import NOW, SHOP, feature, schema_of
+
+SCHEMA = schema_of(
+    feature("orders", "orders", "int64"),
+    feature("orders", "city", "string"),
+    entity=SHOP.entity,
+    orders="customer_copy",
+)
+PLAN = ReadPlan(SCHEMA)
+TIMEOUT_S = 0.05
+SLACK_S = 0.45
+"""For a busy machine; the promise is TIMEOUT_S, redis-py's own defaults would take a minute."""
+
+SECRET = "secret-canary"
+
+RealRedis = Any
+"""redis.Redis; its annotations know neither bytes as keys nor that this client is not async."""
+
+
+def put(address: str, customer: str, orders: int, owner: str | None = None) -> None:
+    host, _, port = address.rpartition(":")
+    with Redis(host, int(port)) as client:
+        fields: dict[str, feast_layout.Value] = {"orders": orders, "city": "Paris", "customer_copy": owner or customer}
+        feast_layout.store(client, SCHEMA, customer, {"orders": (NOW, fields)})
+
+
+@asynccontextmanager
+async def reading(address: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[RedisReader]:
+    reader = RedisReader.from_connection_string(address, timeout_s)
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+async def fetch(reader: RedisReader, *customers: str, timeout_s: float = TIMEOUT_S) -> FeatureBatch:
+    return await reader.fetch(PLAN, [{"customer_id": customer} for customer in customers], timeout_s)
+
+
+async def fails(reader: RedisReader, customer: str = SECRET) -> str:
+    """Why, after checking that it was in time and names no value."""
+    started = time.monotonic()
+    with pytest.raises(FeatureStoreUnavailable) as caught:
+        await fetch(reader, customer)
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
+    assert SECRET not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[LocalRedis]:
+    """One that a test may hurt."""
+    with LocalRedis(tmp_path / "redis", persistent=True) as redis:
+        yield redis
+
+
+def test_nothing_listens_is_said_at_once(own_redis: LocalRedis) -> None:
+    os.kill(own_redis.pid, signal.SIGKILL)
+
+    async def scenario() -> None:
+        async with reading(own_redis.address) as reader:
+            assert "closed or refused" in await fails(reader)
+            with pytest.raises(FeatureStoreUnavailable):
+                await reader.ping(TIMEOUT_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_stalled_redis_costs_the_timeout_and_is_used_again_when_it_wakes(own_redis: LocalRedis) -> None:
+    put(own_redis.address, "a", 1)
+    put(own_redis.address, "b", 2)
+
+    async def scenario() -> None:
+        async with reading(own_redis.address) as reader:
+            await fetch(reader, "a", timeout_s=5)
+            os.kill(own_redis.pid, signal.SIGSTOP)
+            try:
+                for _ in range(3):
+                    assert "did not answer in time" in await fails(reader, "a")
+            finally:
+                os.kill(own_redis.pid, signal.SIGCONT)
+            async with reading(own_redis.address, 5) as patient:
+                await patient.ping(5)
+            # The late answers for `a` must not be taken for `b`'s.
+            batch = await fetch(reader, "b", timeout_s=5)
+            assert batch.numbers[0, 0] == 2
+
+    asyncio.run(scenario())
+
+
+def test_one_retry_hides_a_restart(own_redis: LocalRedis) -> None:
+    put(own_redis.address, "a", 1)
+
+    async def scenario() -> None:
+        async with reading(own_redis.address, 5) as reader:
+            # Several connections, all of which the restart closes.
+            await asyncio.gather(*(fetch(reader, "a", timeout_s=5) for _ in range(4)))
+            own_redis.__exit__(None, None, None)
+            with LocalRedis(own_redis.directory, own_redis.port, persistent=True):
+                batch = await fetch(reader, "a", timeout_s=5)
+                assert batch.numbers[0, 0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_the_server_closed_is_opened_again(redis: RealRedis, redis_url: str) -> None:
+    put(redis_url, "a", 1)
+
+    async def scenario() -> None:
+        async with reading(redis_url, 5) as reader:
+            await fetch(reader, "a", timeout_s=5)
+            for _ in range(5):
+                redis.client_kill_filter(_type="normal", skipme=True)
+                assert (await fetch(reader, "a", timeout_s=5)).numbers[0, 0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_key_of_another_type_is_an_outage_not_a_value(redis: RealRedis, redis_url: str) -> None:
+    [key] = PLAN.keys([{"customer_id": SECRET}])
+    redis.set(key.redis_key, "x")
+    put(redis_url, "a", 1)
+
+    async def scenario() -> None:
+        async with reading(redis_url, 5) as reader:
+            assert await fails(reader) == "Redis refused: WRONGTYPE"
+            assert (await fetch(reader, "a", timeout_s=5)).numbers[0, 0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_password_that_is_missing_or_wrong_is_an_outage(own_redis: LocalRedis) -> None:
+    put(own_redis.address, "a", 1)
+    with Redis(port=own_redis.port) as client:
+        client.config_set("requirepass", "1e5")
+
+    async def scenario() -> None:
+        for wrong in ("", ",password=wrong"):
+            async with reading(own_redis.address + wrong, 5) as reader:
+                assert "refused" in await fails(reader)
+        # Feast would make a number of this one.
+        async with reading(own_redis.address + ",password=1e5", 5) as reader:
+            assert (await fetch(reader, "a", timeout_s=5)).numbers[0, 0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_row_of_another_entity_is_refused_and_the_connection_dropped(redis: RealRedis, redis_url: str) -> None:
+    put(redis_url, "a", 1, owner=SECRET)
+    put(redis_url, "b", 2)
+
+    async def scenario() -> None:
+        async with reading(redis_url, 5) as reader:
+            await fetch(reader, "b", timeout_s=5)
+            before = connections(redis)
+            with pytest.raises(FeatureStoreUnavailable, match="another entity") as caught:
+                await fetch(reader, "b", "a", timeout_s=5)
+            assert SECRET not in str(caught.value)
+            assert (await fetch(reader, "b", timeout_s=5)).numbers[0, 0] == 2
+            assert not before & connections(redis)
+
+    asyncio.run(scenario())
+
+
+def connections(redis: RealRedis) -> set[str]:
+    """Ids of the clients that read features."""
+    return {client["id"] for client in redis.client_list() if client["cmd"] == "hmget"}
+
+
+def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRedis, redis_url: str) -> None:
+    put(redis_url, "a", 1)
+    put(redis_url, "b", 2)
+    [key] = PLAN.keys([{"customer_id": "a"}])
+    whole = redis.hgetall(key.redis_key)
+
+    async def read() -> FeatureBatch:
+        async with reading(redis_url, 5) as reader:
+            return await fetch(reader, "a", "b", timeout_s=5)
+
+    for damaged, corrupt in (
+        (feast_layout.field_of("orders", "orders"), {"orders"}),
+        (feast_layout.field_of("orders", "city"), {"city"}),
+        (feast_layout.field_of("orders", "customer_copy"), {"orders", "city"}),
+        (b"_ts:orders", {"orders", "city"}),
+    ):
+        redis.hset(key.redis_key, mapping=whole)
+        redis.hset(key.redis_key, damaged, b"\xff\xfe")
+        batch = asyncio.run(read())
+        assert batch.corrupt == {(0, name) for name in corrupt}
+        encoded = SCHEMA.encode(batch, NOW)
+        assert encoded.defaulted.tolist() == [["orders" in corrupt, "city" in corrupt], [False, False]]
+        assert batch.numbers[1, 0] == 2
+
+
+def test_values_without_an_event_time_are_no_row(redis: RealRedis, redis_url: str) -> None:
+    put(redis_url, "a", 1)
+    [key] = PLAN.keys([{"customer_id": "a"}])
+    redis.hdel(key.redis_key, "_ts:orders")
+
+    async def scenario() -> None:
+        async with reading(redis_url, 5) as reader:
+            encoded = SCHEMA.encode(await fetch(reader, "a", timeout_s=5), NOW)
+            assert encoded.unknown[0]
+            assert encoded.defaulted.all()
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_reads_leave_nothing_for_the_next_one(redis: RealRedis, redis_url: str) -> None:
+    customers = [f"c{number}" for number in range(20)]
+    for number, customer in enumerate(customers):
+        put(redis_url, customer, number)
+    draw = random.Random(3)
+
+    async def scenario() -> None:
+        async with reading(redis_url, 5) as reader:
+            for _ in range(200):
+                abandoned = asyncio.create_task(fetch(reader, *customers, timeout_s=5))
+                for _ in range(draw.randrange(12)):
+                    await asyncio.sleep(0)
+                abandoned.cancel()
+                asked = draw.randrange(20)
+                assert (await fetch(reader, customers[asked], timeout_s=5)).numbers[0, 0] == asked
+                await asyncio.gather(abandoned, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+class Impostor:
+    """Answers every command with the same bytes, and counts the reads."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+        self.reads = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while command := await reader.read(65_536):
+            # redis-py introduces itself first.
+            if b"HMGET" in command:
+                self.reads += 1
+                writer.write(self.answer)
+                if not self.answer:
+                    break
+            else:
+                writer.write(b"+OK\r\n" * command.count(b"CLIENT"))
+        writer.close()
+
+
+@asynccontextmanager
+async def impostor(answer: bytes) -> AsyncIterator[tuple[Impostor, RedisReader]]:
+    handler = Impostor(answer)
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with reading(f"127.0.0.1:{port}") as reader:
+            yield handler, reader
+    finally:
+        server.close()
+
+
+VALUE = b"$2\r\n\x20\x07\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "refused: BusyLoadingError"),
+        (b"-NOAUTH Authentication required.\r\n", "refused: AuthenticationError"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "refused: ReadOnlyError"),
+        (b"-NOPERM this user has no permissions\r\n", "refused: NoPermissionError"),
+        (b"-OOM command not allowed\r\n", "refused: OutOfMemoryError"),
+        (b"-MASTERDOWN Link with MASTER is down\r\n", "refused"),
+        (b"-MOVED 1234 10.0.0.1:6379\r\n", "refused"),
+        (b"-MOVED nonsense\r\n", "refused"),
+        (b"-ERR unknown command 'HMGET', with args beginning with: secret-canary\r\n", "refused: ResponseError"),
+        (b"-secret-canary\r\n", "refused: ResponseError"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Redis"),
+        (b"\x16\x03\x01\x00\x05hello", "Redis"),
+        (b"*3\r\n" + VALUE * 3, "not the reply"),
+        (b"*5\r\n" + VALUE * 5, "not the reply"),
+        (b"*0\r\n", "not the reply"),
+        (b"*-1\r\n", "not the reply"),
+        (b"$5\r\nhello\r\n", "not the reply"),
+        (b":4\r\n", "not the reply"),
+        (b"*4\r\n:1\r\n:2\r\n:3\r\n:4\r\n", "not the reply"),
+        (b"*4\r\n" + VALUE * 3 + b"-ERR secret-canary\r\n", "not the reply"),
+        (b"*4\r\n" + VALUE * 2, "in time"),
+        # Not a thousand times more: hiredis makes room for what is announced, and Python walks through it for seconds.
+        (b"*1000000\r\n", "in time"),
+        (b"$500000000\r\nx", "in time"),
+        (b"*4\r\n$2\r\n\x20\x07\r\n$2\r\n\x12\x00\r\n$3\r\n\x12\x01x\r\n$2\r\n\x08\x01\r\n", "another entity"),
+    ],
+)
+def test_answers_that_are_none_are_outages_asked_for_once(answer: bytes, reason: str) -> None:
+    async def scenario() -> None:
+        async with impostor(answer) as (server, reader):
+            assert reason in await fails(reader)
+            assert server.reads == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_closes_under_every_read_is_tried_twice_and_no_more() -> None:
+    async def scenario() -> None:
+        async with impostor(b"") as (server, reader):
+            assert "closed or refused" in await fails(reader)
+            assert server.reads == 2
+
+    asyncio.run(scenario())
+
+
+def test_after_a_wrong_answer_nothing_unread_is_taken_for_the_next_one() -> None:
+    """Two replies to one question: the second must not answer the next customer."""
+    ours = b"*4\r\n$2\r\n\x20\x07\r\n$2\r\n\x12\x00\r\n$3\r\n\x12\x01a\r\n$2\r\n\x08\x01\r\n"
+
+    async def scenario() -> None:
+        async with impostor(ours * 2) as (server, reader):
+            assert (await fetch(reader, "a", timeout_s=5)).numbers[0, 0] == 7
+            await asyncio.sleep(0.01)
+            assert "another entity" in await fails(reader, "b")
+            assert server.reads == 2
+
+    asyncio.run(scenario())
