@@ -42,6 +42,8 @@ def build(
     """
     dataset = workspace.dataset()
     cutoffs = sorted(set(default_cutoffs(dataset) if cutoffs is None else cutoffs))
+    if odd := [cutoff for cutoff in cutoffs if cutoff.tzinfo is None or cutoff.microsecond]:
+        raise BuildError(f"cutoff {odd[0].isoformat()}: a cutoff has a time zone and no fraction of a second")
     created = created or datetime.now(UTC)
     workspace.require_space(2 * workspace.events.stat().st_size + 50_000_000, "building features")
     declared = _declared(read_schema(workspace))

@@ -25,7 +25,7 @@ EVENT_TYPES = ("purchase", "return", "session", "service_use", "campaign_open")
 EVENT_SCHEMA = ibis.schema(
     {
         "customer_id": "string",
-        "ts": dt.Timestamp(timezone="UTC", scale=6),
+        "ts": dt.Timestamp(timezone="UTC", scale=6),  # whole seconds: Feast stores no finer ones
         "type": "string",  # one of EVENT_TYPES
         "item": "string",
         "category": "string",
@@ -191,7 +191,7 @@ def file_digest(path: Path) -> str:
 def _with_orders(events: ir.Table) -> ir.Table:
     """Purchases without an order id are one order where they share customer and instant."""
     instant = (events.type == "purchase").ifelse(events.ts.cast("string"), ibis.null("string"))
-    return events.mutate(order_id=events.order_id.coalesce(instant))
+    return events.mutate(order_id=events.order_id.coalesce(instant), ts=events.ts.truncate("s"))
 
 
 def _text(column: ir.Value) -> ir.StringValue:

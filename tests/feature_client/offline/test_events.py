@@ -1,0 +1,171 @@
+"""Nothing is dropped in silence: every row is an event, or is kept aside with the reason why it is none."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+import pytest
+
+from feature_client.offline.events import EventsError, load_events
+from feature_client.offline.workspace import DataSet, Workspace, WorkspaceError
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+
+def event(**values: object) -> dict[str, object]:
+    usual = {
+        "customer_id": "c1", "ts": NOON, "type": "purchase", "item": "lamp", "category": "lighting",
+        "quantity": 1, "amount": 9.99, "order_id": "o1", "country": "France", "channel": "web",
+    }  # fmt: skip
+    return usual | values
+
+
+def load(root: Path, rows: list[dict[str, object]], as_of: datetime | None = None) -> DataSet:
+    pq.write_table(pa.Table.from_pylist(rows), root / "mine.parquet")
+    return load_events(Workspace(root), root / "mine.parquet", as_of)
+
+
+def test_refused_rows_are_counted_by_reason_and_kept_aside(tmp_path: Path) -> None:
+    rows = [
+        event(),
+        event(),  # delivered twice
+        event(customer_id=None),
+        event(customer_id=""),
+        event(ts=None),
+        event(type="refund"),
+        event(type=None),
+        event(quantity=0),
+        event(amount=None),
+        event(amount=float("nan")),
+        event(amount=-1.0),
+        event(type="return", amount=0.0),
+        event(type="session", quantity=None, amount=None, item=None),
+    ]
+    dataset = load(tmp_path, rows)
+    assert dataset.rejected == {
+        "amount not positive": 1,
+        "duplicate": 1,
+        "no amount": 2,
+        "no customer": 2,
+        "no time": 1,
+        "quantity not positive": 1,
+        "unknown type": 2,
+    }
+    assert dataset.events == 3
+    assert dataset.recorded == ("purchase", "return", "session")
+    kept = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
+    assert len(kept) + dataset.events == len(rows)
+    assert {row["type"] for row in kept if row["reason"] == "unknown type"} == {"refund", None}
+
+
+def test_the_real_data_is_cleaned_by_its_rules_and_every_line_is_accounted_for(
+    retail_file: Path, tmp_path: Path
+) -> None:
+    dataset = load_events(Workspace(tmp_path), retail_file)
+    assert dataset.as_of == datetime(2011, 9, 1, tzinfo=UTC)
+    assert (dataset.name, dataset.currency, dataset.recorded) == ("online_retail_ii", "GBP", ("purchase", "return"))
+    assert dataset.rejected["no customer"] == 188_859
+    assert set(dataset.rejected) == {"no customer", "duplicate", "not a product", "price not positive"}
+    assert dataset.events + sum(dataset.rejected.values()) == pq.read_metadata(retail_file).num_rows
+    assert pq.read_metadata(tmp_path / "rejected.parquet").num_rows == sum(dataset.rejected.values())
+    events = pq.read_table(tmp_path / "events.parquet")
+    assert pa.compute.count_distinct(events["category"]).as_py() == 11
+    assert pa.compute.min(events["quantity"]).as_py() == 1
+    assert not pa.compute.any(pa.compute.match_substring(events["customer_id"], ".")).as_py()
+
+
+def test_ids_that_went_through_a_float_column_are_strings_again(tmp_path: Path) -> None:
+    load(tmp_path, [event(customer_id=17850.0, order_id=536365.0), event(customer_id=1.5, order_id=1.0)])
+    rows = pq.read_table(tmp_path / "events.parquet").to_pylist()
+    assert [(row["customer_id"], row["order_id"]) for row in rows] == [("1.5", "1"), ("17850", "536365")]
+
+
+def test_purchases_without_an_order_id_are_one_order_where_they_share_the_instant(tmp_path: Path) -> None:
+    later = NOON + timedelta(minutes=1)
+    load(tmp_path, [event(order_id=None, item=item, ts=ts) for item, ts in (("a", NOON), ("b", NOON), ("c", later))])
+    orders = pq.read_table(tmp_path / "events.parquet")["order_id"].to_pylist()
+    assert len(set(orders)) == 2
+
+
+def test_as_of_is_the_midnight_after_the_last_event_and_later_events_are_refused(tmp_path: Path) -> None:
+    rows = [event(), event(order_id="o2", ts=NOON + timedelta(days=3))]
+    assert load(tmp_path, rows).as_of == datetime(2025, 3, 5, tzinfo=UTC)
+
+    dataset = load(tmp_path, rows, as_of=NOON + timedelta(days=3))
+    assert (dataset.events, dataset.rejected) == (1, {"at or after as_of": 1})
+
+
+def test_a_directory_of_files_is_one_data_set(tmp_path: Path) -> None:
+    (tmp_path / "days").mkdir()
+    for number in range(3):
+        pq.write_table(pa.Table.from_pylist([event(order_id=f"o{number}")]), tmp_path / "days" / f"{number}.parquet")
+    assert load_events(Workspace(tmp_path / "workspace"), tmp_path / "days").events == 3
+
+
+def test_only_customer_time_and_type_are_needed(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"customer_id": 7, "ts": NOON, "type": "purchase", "amount": 5}]
+    assert load(tmp_path, rows).events == 1
+    [stored] = pq.read_table(tmp_path / "events.parquet").to_pylist()
+    assert (stored["customer_id"], stored["quantity"], stored["amount"]) == ("7", 1, Decimal("5.0000"))
+
+
+def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    with pytest.raises(EventsError, match=r"missing\.parquet does not exist"):
+        load_events(workspace, tmp_path / "missing.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EventsError, match=r"holds no \.parquet file"):
+        load_events(workspace, tmp_path / "empty")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(EventsError, match=r"^broken.parquet cannot be taken over: .+"):
+        load_events(workspace, tmp_path / "broken.parquet")
+    pq.write_table(pa.Table.from_pylist([event()]).slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(EventsError, match=r"\(no rows at all\)"):
+        load_events(workspace, tmp_path / "none.parquet")
+    with pytest.raises(WorkspaceError, match=r"no events in .*: generate or load some first"):
+        workspace.dataset()
+    assert list(workspace.root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"customer_id": "c1"}, "^mine has no column ts, type; events need customer_id, ts and type"),
+        (event(ts=1_740_000_000), "mine: ts holds numbers; it must hold timestamps"),
+        (event(customer_id=None), r"mine has no valid purchase to learn from \(1 x no customer\)"),
+    ],
+)
+def test_files_that_hold_no_usable_events_are_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    with pytest.raises(EventsError, match=message):
+        load(tmp_path, [row])
+
+
+def test_an_instant_without_a_time_zone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EventsError, match="has no time zone; write it as 2025-03-05T00:00:00Z"):
+        load(tmp_path, [event()], as_of=datetime(2025, 3, 5))  # noqa: DTZ001
+
+
+def test_too_little_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
+    with pytest.raises(WorkspaceError, match=r"loading mine\.parquet needs about 50 MB in .*, only 3 free"):
+        load(tmp_path, [event()])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.parquet"]
+
+
+def test_a_workbook_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "online_retail_II.xlsx").write_bytes(b"no workbook")
+    with pytest.raises(EventsError, match=r"openpyxl: pip install openpyxl|is not a readable workbook"):
+        load_events(Workspace(tmp_path), tmp_path / "online_retail_II.xlsx")
+
+
+def test_what_was_loaded_before_survives_a_failed_load(tmp_path: Path) -> None:
+    before = load(tmp_path, [event()])
+    with pytest.raises(EventsError):
+        load(tmp_path, [event(type="refund")])
+    assert Workspace(tmp_path).dataset() == before
+    assert pq.read_metadata(tmp_path / "events.parquet").num_rows == 1
