@@ -1,0 +1,318 @@
+"""What an operator sees: health, metrics, request ids, logs, documentation, reloads, and what is dropped."""
+
+import json
+import logging
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from feature_client.online.local_redis import LocalRedis
+from feature_client.release import Release
+from service import logs
+from tests.model_export.tiny_release import build_tiny_release, tiny_run
+from tests.service.conftest import Start, wait_ready
+from tests.service.test_errors import golden
+
+GOOD = {"entities": [{"customer_id": "c1"}]}
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def samples(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """(name, sorted labels) -> value."""
+    text = requests.get(f"{url}/metrics", timeout=5).text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def total(url: str, name: str, **labels: str) -> float:
+    return sum(
+        value
+        for (found, given), value in samples(url).items()
+        if found == name and labels.items() <= dict(given).items()
+    )
+
+
+def test_ready_means_a_release_and_a_store_that_answered(start: Start, tmp_path: Path, redis_url: str) -> None:
+    url = start(models=tmp_path, ready=False)
+
+    assert requests.get(f"{url}/livez", timeout=5).json() == {"live": True}
+    response = requests.get(f"{url}/readyz", timeout=5)
+    assert response.status_code == 503
+    assert response.json() == {"ready": False, "release": "not loaded", "last_reload": "failed", "feature_store": "ok"}
+
+
+def test_a_store_that_goes_away_later_takes_no_gateway_out(start: Start, tmp_path: Path) -> None:
+    with LocalRedis(tmp_path / "redis") as store:
+        url = start(redis=store.address)
+    response = requests.get(f"{url}/readyz", timeout=5)
+
+    assert response.status_code == 200
+    assert response.json()["feature_store"] == "unavailable"
+    assert total(url, "rapport_dependency_up", dependency="feature_store") == 0
+    assert requests.post(f"{url}/v1/predict", json=GOOD, timeout=5).status_code == 503
+
+
+def test_metrics_count_what_was_asked(start: Start, customers: list[str]) -> None:
+    url = start()
+    body = {"entities": [{"customer_id": customer} for customer in ("c1", "c2", "nobody")]}
+    for _ in range(3):
+        requests.post(f"{url}/v1/predict", json=body, timeout=5)
+    requests.post(f"{url}/v1/predict", json={}, timeout=5)
+
+    assert total(url, "rapport_requests_total", route="/v1/predict", code="200") == 3
+    assert total(url, "rapport_requests_total", route="/v1/predict", code="422") == 1
+    assert total(url, "rapport_request_duration_seconds_count", route="/v1/predict", model="engagement") == 3
+    assert total(url, "rapport_predictions_total", status="ok") == 6
+    assert total(url, "rapport_predictions_total", status="unknown_entity") == 3
+    assert total(url, "rapport_scores_count", task="purchase_30d") == 9
+    assert total(url, "rapport_feature_age_seconds_count", view="orders") == 6
+    assert total(url, "rapport_inflight") == 0
+    assert total(url, "rapport_release_info", role="champion") == 1
+    for stage in ("decode", "admit", "features", "queue", "infer", "encode"):
+        assert total(url, "rapport_stage_duration_seconds_count", stage=stage) >= 3, stage
+
+
+def test_nothing_a_client_sends_becomes_a_label(start: Start, customers: list[str]) -> None:
+    url = start()
+    requests.post(f"{url}/v1/predict", json=GOOD, timeout=5)
+    requests.get(f"{url}/nowhere", timeout=5)
+    requests.post(f"{url}/v1/predict", json={**GOOD, "model": "first"}, timeout=5)
+    requests.request("PURGE", f"{url}/v1/predict", timeout=5)
+    requests.get(f"{url}/v1/models/first", timeout=5)
+    samples(url)  # asking for metrics is a request as well
+    before = samples(url).keys()
+
+    for n in range(50):
+        requests.get(f"{url}/path{n}", timeout=5)
+        requests.post(f"{url}/v1/predict", json={**GOOD, "model": f"m{n}"}, timeout=5)
+        requests.get(f"{url}/v1/models/m{n}", timeout=5)
+
+    assert samples(url).keys() - before == set()
+
+
+def test_metrics_may_have_a_port_of_their_own(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = start(metrics_port=port)
+
+    assert requests.get(f"{url}/metrics", timeout=5).status_code == 404
+    assert "rapport_requests_total" in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+
+
+def test_a_request_id_is_kept_where_it_is_one(url: str) -> None:
+    kept = requests.post(f"{url}/v1/predict", json=GOOD, headers={"X-Request-Id": "order-17"}, timeout=5)
+    made = requests.post(f"{url}/v1/predict", json=GOOD, headers={"X-Request-Id": 'a"b{}\\'}, timeout=5)
+
+    assert kept.json()["request_id"] == kept.headers["x-request-id"] == "order-17"
+    assert made.json()["request_id"] == made.headers["x-request-id"] != 'a"b{}\\'
+
+
+def test_the_answer_says_where_its_time_went(url: str) -> None:
+    response = requests.post(f"{url}/v1/predict", json=GOOD, timeout=5)
+
+    stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+    assert stages.keys() == {"decode", "admit", "features", "queue", "infer", "encode"}
+    assert all(float(milliseconds) >= 0 for milliseconds in stages.values())
+
+
+def test_work_of_a_client_that_has_gone_is_dropped(start: Start, customers: list[str], release: Release) -> None:
+    backend = golden(release)
+    url = start(backend, deadline_ms=30_000)
+    backend.delay_s = 3_600.0
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    body = json.dumps(GOOD).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        until(lambda: total(url, "rapport_inflight", lane="predict") == 1, "never admitted")
+
+    until(lambda: total(url, "rapport_inflight", lane="predict") == 0, "still admitted")
+    assert total(url, "rapport_requests_total", code="499") == 1
+
+
+def test_one_event_is_one_json_line_whatever_is_in_it(capfd: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.configure("info")
+        nasty = 'a\r\nb\x1b[31m"},{"event": "forged"} %s ${jndi}'
+        logging.getLogger("rapport.test").info("happened", extra={"value": nasty})
+    finally:
+        root.handlers[:], root.level = before
+
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "rapport.test" in line]
+    event = json.loads(line)
+    assert event["event"] == "happened"
+    assert event["value"] == nasty
+    assert event["level"] == "INFO"
+
+
+def test_every_request_is_one_line_of_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rapport.access")
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    requests.post(f"{url}/v1/predict", json=GOOD, headers={"X-Request-Id": "logged", "traceparent": parent}, timeout=5)
+
+    until(lambda: any(getattr(record, "request_id", "") == "logged" for record in caplog.records), "never logged")
+    [record] = [record for record in caplog.records if getattr(record, "request_id", "") == "logged"]
+    logged = record.__dict__
+    assert (logged["route"], logged["status"], logged["rows"]) == ("/v1/predict", 200, 1)
+    assert logged["trace_id"] == "a" * 32
+    assert "c1" not in str({key: value for key, value in logged.items() if key != "args"})
+
+
+def test_the_documentation_is_complete(url: str) -> None:
+    document = requests.get(f"{url}/openapi.json", timeout=5).json()
+
+    assert set(document["paths"]) == {
+        "/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{model}", "/livez", "/readyz", "/metrics"
+    }  # fmt: skip
+    text = json.dumps(document)
+    for reference in set(text.split('"$ref": "#/components/schemas/')[1:]):
+        assert reference.split('"')[0] in document["components"]["schemas"]
+    predict = document["paths"]["/v1/predict"]["post"]
+    assert "PredictRequest" in json.dumps(predict["requestBody"])
+    assert {"200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "502", "503", "504"} <= set(
+        predict["responses"]
+    )
+    assert requests.get(f"{url}/docs", timeout=5).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def two_releases(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A repository with the release and, as champion, another one that was trained otherwise."""
+    root = tmp_path_factory.mktemp("two")
+    shutil.copytree(release.root, root, dirs_exist_ok=True)
+    return build_tiny_release(root, tiny_run(rows=1_000, seed=1, epochs=1))
+
+
+def answered_by(url: str) -> str:
+    answer = requests.post(f"{url}/v1/predict", json=GOOD, timeout=5).json()
+    return str(answer["predictions"][0]["version"])
+
+
+def set_champion(root: Path, version: int) -> None:
+    staged = root / "routes.toml.new"
+    staged.write_text(f"[engagement]\nchampion = {version}\n")
+    staged.replace(root / "routes.toml")
+
+
+def test_a_promotion_and_a_rollback_need_no_restart(
+    start: Start, customers: list[str], two_releases: Release, tmp_path: Path
+) -> None:
+    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
+    set_champion(tmp_path, 1)
+    url = start(models=tmp_path)
+    assert answered_by(url) == "1"
+
+    set_champion(tmp_path, 2)
+    until(lambda: answered_by(url) == "2", "never promoted")
+    set_champion(tmp_path, 1)
+    until(lambda: answered_by(url) == "1", "never rolled back")
+
+
+@pytest.mark.parametrize("damage", ["byte", "missing", "extra", "manifest", "routes"])
+def test_a_damaged_release_is_refused_and_the_last_good_one_answers(
+    start: Start, customers: list[str], two_releases: Release, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
+    graph = tmp_path / "engagement.2" / "1" / "model.onnx"
+    shutil.move(graph, tmp_path / "aside")
+    set_champion(tmp_path, 1)
+    url = start(models=tmp_path)
+    good = bytearray((tmp_path / "aside").read_bytes())
+    if damage == "byte":
+        good[len(good) // 2] ^= 1
+    if damage != "missing":
+        graph.write_bytes(good)
+    if damage == "extra":
+        (graph.parent / "model.py").write_text("print('not ours')")
+    if damage == "manifest":
+        (tmp_path / "engagement.2" / "manifest.json").write_text("{")
+    before = total(url, "rapport_reload_failures_total")
+
+    if damage == "routes":
+        (tmp_path / "routes.toml").write_text("[engagement]\nchampion = ")
+    else:
+        set_champion(tmp_path, 2)
+
+    until(lambda: total(url, "rapport_reload_failures_total") > before, "the failure was not counted")
+    assert answered_by(url) == "1"
+    ready = requests.get(f"{url}/readyz", timeout=5)
+    assert ready.status_code == 200
+    assert ready.json()["last_reload"] == "failed"
+
+
+def test_the_gateway_imports_nothing_of_the_offline_half_and_stays_small() -> None:
+    program = """
+import json, psutil, sys
+from service.app import create_app
+from service.settings import Settings
+create_app(Settings())
+import service.server
+print(json.dumps({"modules": sorted({name.split(".")[0] for name in sys.modules}),
+                  "mebibytes": psutil.Process().memory_info().rss / 1024**2}))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
+
+    assert not {"torch", "feast", "pandas", "ibis", "duckdb", "pyarrow", "model_export"} & set(found["modules"])
+    assert "onnxruntime" in found["modules"]
+    assert found["mebibytes"] < 150
+
+
+def test_serve_says_in_one_sentence_what_is_wrong(tmp_path: Path) -> None:
+    def said(**environment: str) -> str:
+        run = subprocess.run(
+            [sys.executable, "-m", "service.cli", "serve"],
+            capture_output=True, text=True, check=False, env={"PATH": "", **environment},
+        )  # fmt: skip
+        assert run.returncode == 1
+        assert "Traceback" not in run.stderr
+        return run.stderr
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "Address already in use" in said(RAPPORT_PORT=port)
+    assert "binds loopback only" in said(RAPPORT_HOST="0.0.0.0")
+    assert "keys file" in said(RAPPORT_KEYS_FILE=str(tmp_path / "none.toml"))
+    assert "host:port" in said(RAPPORT_REDIS="nowhere")
+
+
+def test_a_gateway_without_keys_says_so(tmp_path: Path, release: Release, redis_url: str) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve"],
+            stderr=stderr,
+            env={"PATH": "", "RAPPORT_PORT": "0", "RAPPORT_MODELS": str(release.root), "RAPPORT_REDIS": redis_url},
+        )
+        try:
+            until(lambda: "bound to loopback only" in log.read_text(), "never said")
+            events = [json.loads(line) for line in log.read_text().splitlines()]
+            port = next(event["port"] for event in events if event["event"] == "listening")
+            wait_ready(f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+            process.wait(20)
+    for line in log.read_text().splitlines():
+        json.loads(line)
