@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.errors import RapportError
-from feature_client.schema import Encoded, FeatureSchema
+from feature_client.schema import Encoded, FeatureSchema, SchemaError
 
 ATOL = RTOL = 1e-5
 """DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
@@ -110,7 +110,7 @@ class Contract:
         """Raises ContractError on anything that is not a contract of this format."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SchemaError) as exc:
             raise ContractError(f"not a contract: {exc}") from exc
 
     @cached_property

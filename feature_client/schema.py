@@ -148,7 +148,8 @@ class FeatureSchema:
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        # In the order of the mappings themselves: the order of the groups is part of what a schema says.
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
     @cached_property
     def views(self) -> tuple[str, ...]:
@@ -227,6 +228,9 @@ class FeatureSchema:
         missing[:, self._numeric_at] = np.isnan(numeric)
         missing[:, self._categorical_at] = categorical == MISSING
         defaulted = missing & ~drop & ~np.array([feature.nullable for feature in self.features], dtype=bool)
+        # A number that is there but no input (beyond float32, an event after `as_of`) is no null, nullable or not.
+        unusable = missing[:, self._stored_numbers_at] & ~np.isnan(batch.numbers)
+        defaulted[:, self._stored_numbers_at] |= unusable & ~drop[:, self._stored_numbers_at]
         # A null of a nullable feature means something only where the view has a row.
         absent = np.isnan(batch.event_times)
         defaulted[:, stored] |= missing[:, stored] & absent[:, view_of]
@@ -270,6 +274,10 @@ class FeatureSchema:
     @cached_property
     def _numeric_at(self) -> list[int]:
         return [i for i, feature in enumerate(self.features) if feature.kind != "category"]
+
+    @cached_property
+    def _stored_numbers_at(self) -> list[int]:
+        return [i for i, feature in enumerate(self.features) if feature.kind in ("numeric", "elapsed")]
 
     @cached_property
     def _categorical_at(self) -> list[int]:

@@ -1,0 +1,137 @@
+"""What a release promises, on its way through JSON and back."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from feature_client.contract import (
+    Contract,
+    ContractError,
+    Distribution,
+    Eligibility,
+    Explanation,
+    Segment,
+    Task,
+    attribution_scale,
+    discrepancy,
+)
+from tests.feature_client.test_schema import NOW, SCHEMA, batch_of
+
+CHURN = Task(
+    "churn_90d", "Leaves", "probability", "probability", 90,
+    segments=(Segment("high", 0.6), Segment("low", 0.0)), eligibility=Eligibility("silent_days", 180.0),
+)  # fmt: skip
+SPEND = Task("spend_90d", "Spends", "amount", "EUR", 90)
+
+CONTRACT = Contract(
+    model="engagement",
+    schema=SCHEMA,
+    tasks=(CHURN, SPEND),
+    explanation=Explanation("shapley-exact", 32, {"churn_90d": 0.1, "spend_90d": 20.0}, {"churn_90d": 0.0}),
+    reference={"spend": Distribution(0.1, (0.0, 1.0)), "country": Distribution(0.0, shares={"France": 1.0})},
+    training={"rows": "6000"},
+    metrics={"churn_90d": {"auc": 0.8}},
+    digests={"data": "d", "code": "c"},
+)
+
+
+def test_a_contract_survives_json_with_its_digest_and_the_order_of_its_groups() -> None:
+    again = Contract.from_json(CONTRACT.to_json())
+
+    assert again == CONTRACT
+    assert again.digest == CONTRACT.digest
+    assert list(again.schema.groups) == list(SCHEMA.groups)
+    assert again.task_names == ("churn_90d", "spend_90d")
+
+
+def test_the_digest_is_over_content_not_over_formatting() -> None:
+    dense = json.dumps(json.loads(CONTRACT.to_json())).encode()
+
+    assert dense != CONTRACT.to_json()
+    assert Contract.from_json(dense).digest == CONTRACT.digest
+
+
+def test_any_change_of_what_is_promised_changes_the_digest() -> None:
+    changed = [
+        replace(CONTRACT, model="other"),
+        replace(CONTRACT, tasks=(SPEND, CHURN)),
+        replace(CONTRACT, schema=replace(SCHEMA, groups=dict(reversed(list(SCHEMA.groups.items()))))),
+        replace(CONTRACT, schema=SCHEMA.with_vocabularies({"country": ["Eire", "France"]})),
+    ]
+
+    assert len({CONTRACT.digest, *(contract.digest for contract in changed)}) == 5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b"\xff",
+        b"[" * 10_000,
+        CONTRACT.to_json()[:-5],
+        CONTRACT.to_json().replace(b'"string"', b"7"),
+    ],
+)
+def test_what_is_no_contract_is_a_contract_error(data: bytes) -> None:
+    with pytest.raises(ContractError):
+        Contract.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format",), 2),
+        (("schema", "features", 0, "group"), "nowhere"),
+        (("schema", "features", 0, "name"), "spend"),
+        (("tasks", 0, "eligibility", "feature"), "country"),
+    ],
+)
+def test_a_contract_that_disagrees_with_itself_is_a_contract_error(path: tuple[Any, ...], value: Any) -> None:
+    body = json.loads(CONTRACT.to_json())
+    node = body
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+
+    with pytest.raises(ContractError):
+        Contract.from_json(json.dumps(body).encode())
+
+
+def test_a_score_has_the_highest_segment_that_it_reaches() -> None:
+    assert [CHURN.segment(score) for score in (0.6, 0.59, 0.0, -1.0)] == ["high", "low", "low", None]
+    assert CHURN.segment(math.nan) is None
+    assert SPEND.segment(5.0) is None
+
+
+def test_a_task_is_for_those_it_is_defined_for_and_never_for_a_missing_value() -> None:
+    batch = batch_of(last_at=[NOW - days * 86_400.0 for days in (0, 180, 181)] + [math.nan])
+
+    assert CONTRACT.eligible(SCHEMA.encode(batch, NOW)).tolist() == [
+        [True, True],
+        [True, True],
+        [False, True],
+        [False, True],
+    ]
+
+
+def test_equal_is_within_tolerance_and_nan_never_is() -> None:
+    assert discrepancy(1.0 + 1.9e-5, 1.0) <= 1
+    assert not discrepancy(1.0 + 2.1e-5, 1.0) <= 1
+    assert discrepancy(1000.0, 1000.0 + 0.01) <= 1
+    for actual, expected in ((math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan)):
+        assert not discrepancy(actual, expected) <= 1
+
+
+def test_parts_are_compared_in_the_size_of_their_whole() -> None:
+    attributions = np.array([[[100.0, -100.0, 1.0]]])
+    scale = attribution_scale(attributions, np.array([[5.0]]))
+
+    assert scale.tolist() == [[[206.0]]]
+    assert (discrepancy(attributions + 1e-3, attributions, scale) <= 1).all()
+    assert not (discrepancy(attributions + 1e-3, attributions) <= 1).all()
