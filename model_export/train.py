@@ -14,7 +14,7 @@ from tqdm import tqdm
 from model_export.network import Network
 from model_export.rows import Dataset, Rows
 
-EPOCHS = 20
+EPOCHS = 12
 PATIENCE = 4
 """Epochs without a better validation loss before training stops."""
 
