@@ -16,6 +16,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import msgspec
+from tqdm import tqdm
 
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import DataSet, Workspace
@@ -61,7 +62,14 @@ class Source:
     to_events: Callable[[ir.Table], ir.Table]
 
 
-def load_events(workspace: Workspace, path: Path, as_of: datetime | None = None, currency: str = "EUR") -> DataSet:
+def load_events(
+    workspace: Workspace,
+    path: Path,
+    as_of: datetime | None = None,
+    currency: str = "EUR",
+    *,
+    progress: bool = True,
+) -> DataSet:
     """Takes over Online Retail II (Parquet or the original workbook), or Parquet of our own schema (file or directory).
 
     as_of: by default midnight after the last event; later events are refused. currency: of events of our own schema.
@@ -80,7 +88,7 @@ def load_events(workspace: Workspace, path: Path, as_of: datetime | None = None,
             raw = connection.read_parquet([str(file) for file in files])
         source = retail.source(raw) if retail.recognises(raw) else own_source(path.stem, raw, currency)
         with _translated(path):
-            return take_over(workspace, connection, source, as_of)
+            return take_over(workspace, connection, source, as_of, progress=progress)
 
 
 def own_source(name: str, raw: ir.Table, currency: str) -> Source:
@@ -143,32 +151,50 @@ def write_sorted(connection: ibis.BaseBackend, table: ir.Table, path: Path) -> N
     unfinished.replace(path)
 
 
-def take_over(workspace: Workspace, connection: ibis.BaseBackend, source: Source, as_of: datetime | None) -> DataSet:
-    """Splits the rows of a source into events.parquet and rejected.parquet, and describes them in dataset.json."""
+def take_over(
+    workspace: Workspace,
+    connection: ibis.BaseBackend,
+    source: Source,
+    as_of: datetime | None,
+    *,
+    progress: bool = True,
+) -> DataSet:
+    """Splits the rows of a source into events.parquet and rejected.parquet, and describes them in dataset.json.
+
+    Raises EventsError where there is no purchase; what was there before then stays.
+    """
     reasons = list(source.reasons)
     if as_of is not None:
         reasons.append(("at or after as_of", source.ts >= ibis.literal(as_of, type=EVENT_SCHEMA["ts"])))
     copies = ibis.row_number().over(ibis.window(group_by=source.raw.columns))
     reasons.append(("duplicate", copies > 0))
     cases = [(condition, ibis.literal(reason)) for reason, condition in reasons]
-    checked = connection.create_table("checked", source.raw.mutate(reason=ibis.cases(*cases)))
-    events = _with_orders(source.to_events(checked.filter(checked.reason.isnull()))).cast(EVENT_SCHEMA)
-    rejected = checked.filter(checked.reason.notnull())
+    with tqdm(total=3, desc="checking", unit=" steps", disable=not progress) as bar:
+        checked = connection.create_table("checked", source.raw.mutate(reason=ibis.cases(*cases)))
+        events = _with_orders(source.to_events(checked.filter(checked.reason.isnull()))).cast(EVENT_SCHEMA)
+        rejected = checked.filter(checked.reason.notnull())
 
-    counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
-    facts = (
-        events.agg(
-            rows=events.count(), first=events.ts.min(), last=events.ts.max(), types=events.type.collect(distinct=True)
+        counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
+        facts = (
+            events.agg(
+                rows=events.count(),
+                first=events.ts.min(),
+                last=events.ts.max(),
+                types=events.type.collect(distinct=True),
+            )
+            .to_pyarrow()
+            .to_pylist()[0]
         )
-        .to_pyarrow()
-        .to_pylist()[0]
-    )
-    if "purchase" not in (facts["types"] or ()):
-        refused = ", ".join(f"{rows} x {reason}" for reason, rows in counts.items())
-        raise EventsError(f"{source.name} has no valid purchase to learn from ({refused or 'no rows at all'})")
+        if "purchase" not in (facts["types"] or ()):
+            refused = ", ".join(f"{rows} x {reason}" for reason, rows in counts.items())
+            raise EventsError(f"{source.name} has no valid purchase to learn from ({refused or 'no rows at all'})")
 
-    write_sorted(connection, events, workspace.events)
-    write_sorted(connection, rejected, workspace.rejected)
+        bar.update()
+        write_sorted(connection, events, workspace.events)
+        bar.update()
+        write_sorted(connection, rejected, workspace.rejected)
+        bar.update()
+
     dataset = DataSet(
         name=source.name,
         first_event=facts["first"].astimezone(UTC),

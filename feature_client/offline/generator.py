@@ -124,9 +124,8 @@ def generate(
                 behaviour = simulate(rng, size, anchor.timestamp(), effects)
                 writer.write_table(_events(rng, behaviour, first, anchor, catalogue))
                 bar.update(size)
-        dataset = take_over(
-            workspace, connection, own_source("generated", connection.read_parquet(path), CURRENCY), anchor
-        )
+        source = own_source("generated", connection.read_parquet(path), CURRENCY)
+        dataset = take_over(workspace, connection, source, anchor, progress=progress)
     truth = Truth(ABOUT_EFFECTS, customers, seed, anchor, effects)
     workspace.truth.write_bytes(msgspec.json.format(msgspec.json.encode(truth), indent=1))
     return dataset

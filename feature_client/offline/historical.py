@@ -4,6 +4,7 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from feature_client.errors import RapportError
 from feature_client.offline.registry import SERVICE
@@ -12,13 +13,17 @@ from feature_client.offline.workspace import Workspace
 from feature_client.schema import FeatureBatch, FeatureSchema, FloatArray
 
 KEYS = ("customer_id", "event_timestamp")
+CHUNK = 50_000
+"""Rows joined at once: bounds memory, and lets progress be seen."""
 
 
 class JoinError(RapportError):
     """A join that cannot be made; the message says what is missing."""
 
 
-def join(workspace: Workspace, entities: pd.DataFrame, service: str = SERVICE) -> pd.DataFrame:
+def join(
+    workspace: Workspace, entities: pd.DataFrame, service: str = SERVICE, *, progress: bool = True
+) -> pd.DataFrame:
     """Every row of `entities` with the stored fields of a service as they were known at its event_timestamp.
 
     entities: customer_id (str), event_timestamp (UTC), one row a pair, and any label columns. Rows keep their order;
@@ -26,15 +31,23 @@ def join(workspace: Workspace, entities: pd.DataFrame, service: str = SERVICE) -
     """
     if absent := [key for key in KEYS if key not in entities]:
         raise JoinError(f"entities have no column {', '.join(absent)}")
+    if entities.empty:
+        raise JoinError("no entities to join features to")
     if not workspace.features.is_dir():
         raise JoinError(f"no features in {workspace.root}: run `rapport features build` first")
     store = open_store(workspace)
-    # Feast's join keeps neither order nor index, and writes into the frame that it is given.
+    features = store.get_feature_service(service)
     keys = entities[list(KEYS)].reset_index(drop=True)
-    with reading(workspace):
-        job = store.get_historical_features(entity_df=keys.copy(), features=store.get_feature_service(service))
-        found = job.to_df()
+    parts = []
+    with reading(workspace), tqdm(total=len(keys), desc="join", unit=" rows", disable=not progress) as bar:
+        for first in range(0, len(keys), CHUNK):
+            # A copy: Feast writes into the frame that it is given.
+            chunk = keys[first : first + CHUNK].copy()
+            parts.append(store.get_historical_features(entity_df=chunk, features=features).to_df())
+            bar.update(len(chunk))
+    found = pd.concat(parts, ignore_index=True)
     found["event_timestamp"] = pd.to_datetime(found["event_timestamp"], utc=True)
+    # Feast's join keeps neither order nor index.
     wanted = pd.MultiIndex.from_arrays([keys["customer_id"], pd.to_datetime(keys["event_timestamp"], utc=True)])
     found = found.set_index(list(KEYS))
     if not (wanted.is_unique and found.index.is_unique):

@@ -47,7 +47,7 @@ def apply(workspace: Workspace, repo: Path = REPO, service: str = SERVICE) -> Fe
             source.file_options.uri = str(workspace.root.resolve() / source.path)
     store.apply(objects)
     schema = compile_schema(store, service)
-    workspace.schema_file.write_bytes(msgspec.json.format(msgspec.json.encode(schema, order="deterministic"), indent=1))
+    workspace.schema_file.write_bytes(msgspec.json.format(msgspec.json.encode(schema), indent=1))
     return schema
 
 

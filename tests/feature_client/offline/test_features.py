@@ -121,7 +121,8 @@ def test_columns_of_another_type_are_refused_by_name(sample: Workspace, monkeypa
         aggregates.build(sample, [sample.dataset().as_of], progress=False)
 
 
-def test_the_point_in_time_join_gives_what_was_built(generated: Workspace) -> None:
+def test_the_point_in_time_join_gives_what_was_built(generated: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(historical, "CHUNK", 150)
     built = read_features(generated)
     rows = built.sample(frac=0.3, random_state=4).rename(columns={"lifetime_orders": "expected"})
     entities = rows[["customer_id", "event_timestamp", "expected"]]
