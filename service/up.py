@@ -83,13 +83,21 @@ def down(home: Path) -> list[int]:
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-            try:
-                process.wait(2 * STOP_TIMEOUT_S)
-            except psutil.TimeoutExpired:
+            if not _has_ended(process, 2 * STOP_TIMEOUT_S):
                 process.kill()
-                process.wait()
+                _has_ended(process, STOP_TIMEOUT_S)
     _state_file(home).unlink(missing_ok=True)
     return [process.pid for process in alive]
+
+
+def _has_ended(process: psutil.Process, timeout_s: float) -> bool:
+    """Waits for a process that is not our child: one that its parent has not yet reaped has ended as well."""
+    deadline = time.monotonic() + timeout_s
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 class _State:

@@ -1,0 +1,106 @@
+"""One `rapport up` for all end-to-end tests: as a visitor starts it, with few customers, every part real."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from feature_client.offline.workspace import Workspace
+
+CUSTOMERS = 400
+UP_TIMEOUT_S = 400.0
+
+
+@dataclass
+class Visitor:
+    """Someone who types `rapport up` in a directory of its own, and what they see."""
+
+    home: Path
+    port: int
+    options: Sequence[str] = ("--customers", str(CUSTOMERS))
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.home / "generated")
+
+    @property
+    def printed(self) -> str:
+        return (self.home / "stdout").read_text()
+
+    @property
+    def said(self) -> str:
+        return (self.home / "stderr").read_text()
+
+    def up(self) -> None:
+        """Returns when it serves."""
+        self.home.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "service.cli", "up", "--home", str(self.home), "--port", str(self.port)]
+        with (self.home / "stdout").open("wb") as stdout, (self.home / "stderr").open("wb") as stderr:
+            self.process = subprocess.Popen([*command, *self.options], stdout=stdout, stderr=stderr)
+        deadline = time.monotonic() + UP_TIMEOUT_S
+        while "serving on" not in self.said:
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.1)
+
+    def family(self) -> list[psutil.Process]:
+        """The process and all its descendants."""
+        assert self.process is not None
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    """Up, with everything built from events that it made itself."""
+    one = Visitor(tmp_path_factory.mktemp("home"), free_port())
+    try:
+        one.up()
+        yield one
+    finally:
+        if one.process is not None and one.process.poll() is None:
+            one.end()
+
+
+@pytest.fixture(scope="session")
+def customers(visitor: Visitor) -> list[str]:
+    return visitor.workspace.customers.read_text().split()
+
+
+@pytest.fixture(autouse=True)
+def still_up(visitor: Visitor) -> None:
+    assert requests.get(f"{visitor.url}/livez", timeout=5).status_code == 200
+
+
+def dataset() -> Path | None:
+    """The real data set, where this machine has it."""
+    root = Path(__file__).parents[2]
+    for place in (os.environ.get("RAPPORT_DATA"), root.parent / "shared" / "data" / "online_retail_ii_sample.parquet"):
+        if place and Path(place).exists():
+            return Path(place)
+    return None

@@ -1,0 +1,162 @@
+"""The whole path, as a visitor takes it: up, ask, again, down."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+import requests
+import torch
+
+from feature_client.contract import discrepancy
+from feature_client.online.plan import ReadPlan
+from feature_client.online.redis_reader import RedisReader
+from feature_client.release import read_release
+from feature_client.schema import Encoded
+from model_export.network import Network
+from model_export.pipeline import read_run
+from service.backends.embedded import EmbeddedBackend
+from service.protocol import PredictResponse
+from tests.e2e.conftest import Visitor, free_port
+
+
+def redis_of(visitor: Visitor) -> str:
+    [server] = [process for process in visitor.family() if process.name() == "redis-server"]
+    [connection] = [c for c in server.net_connections("tcp4") if c.status == psutil.CONN_LISTEN]
+    return f"127.0.0.1:{connection.laddr.port}"
+
+
+def predict(visitor: Visitor, customers: list[str]) -> PredictResponse:
+    body = {"entities": [{"customer_id": customer} for customer in customers]}
+    response = requests.post(f"{visitor.url}/v1/predict", json=body, timeout=10)
+    assert response.status_code == 200, response.text
+    return msgspec.json.decode(response.content, type=PredictResponse)
+
+
+def test_up_prints_a_prediction_and_an_explanation_for_a_real_customer(visitor: Visitor, customers: list[str]) -> None:
+    answers = [json.loads(text) for text in re.findall(r"^\{.*?^\}", visitor.printed, re.DOTALL | re.MULTILINE)]
+
+    predicted, explained = (answer["predictions"][0] for answer in answers)
+    assert predicted["entity"] == {"customer_id": customers[0]}
+    assert predicted["status"] == "ok"
+    assert all(score is not None for score in predicted["scores"].values())
+    assert explained["explanations"]["churn_90d"]["reasons"]
+    assert visitor.printed.count("$ curl") == 2
+
+
+def test_every_customer_of_the_store_is_answered_from_its_features(visitor: Visitor, customers: list[str]) -> None:
+    answer = predict(visitor, customers)
+
+    assert {prediction.status for prediction in answer.predictions} == {"ok"}
+    assert {prediction.features.age_s for prediction in answer.predictions} == {0.0}
+    assert len({json.dumps(prediction.scores) for prediction in answer.predictions}) > len(customers) / 2
+
+
+def test_http_objects_and_torch_give_the_same_scores(visitor: Visitor, customers: list[str]) -> None:
+    asked = [*customers[:40], "nobody"]
+    answer = predict(visitor, asked)
+    workspace = visitor.workspace
+    release = read_release(workspace.models, "engagement", int(answer.predictions[0].version))
+    schema = release.contract.schema
+
+    async def through_objects() -> tuple[Encoded, np.ndarray]:
+        reader, backend = RedisReader.from_connection_string(redis_of(visitor), 1.0), EmbeddedBackend()
+        await backend.load(release.name, release.directory)
+        entities = [{"customer_id": customer} for customer in asked]
+        stored = await reader.fetch(ReadPlan(schema), entities, 5.0)
+        encoded = schema.encode(stored, workspace.dataset().as_of.timestamp())
+        outputs = await backend.infer(release.name, encoded.tensors, 5.0)
+        await reader.close()
+        await backend.close()
+        return encoded, outputs["scores"]
+
+    encoded, objects = asyncio.run(through_objects())
+    run = read_run(workspace.root / "run")
+    network = Network(run.contract.schema, run.contract.tasks)
+    network.load_state_dict(dict(run.weights))
+    with torch.no_grad():
+        forward = network.eval()(torch.from_numpy(encoded.numeric), torch.from_numpy(encoded.categorical)).numpy()
+    names = release.contract.task_names
+    http = np.array([[(p.scores or {})[name] for name in names] for p in answer.predictions], dtype=np.float64)
+    defined = ~np.isnan(http)
+
+    assert defined.mean() > 0.8
+    assert (discrepancy(objects, forward) <= 1).all()
+    assert (discrepancy(http[defined], forward[defined]) <= 1).all()
+
+
+def test_locust_finds_no_wrong_answer(visitor: Visitor) -> None:
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--host", visitor.url,
+            "--users", "4", "--spawn-rate", "4", "--run-time", "5s", "--customers", str(visitor.workspace.customers),
+            "--statuses", "ok",
+        ],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_second_up_meanwhile_is_refused(visitor: Visitor) -> None:
+    command = [sys.executable, "-m", "service.cli", "up", "--home", str(visitor.home), "--port", str(free_port())]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 1
+    assert run.stderr == f"rapport: already up, as process {visitor.family()[0].pid}: `make down` ends it\n"
+
+
+def test_what_cannot_be_is_said_in_one_sentence(visitor: Visitor, tmp_path: Path) -> None:
+    def said(*options: str) -> str:
+        command = [sys.executable, "-m", "service.cli", "up", "--home", str(tmp_path / "home"), *options]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 1
+        assert run.stdout == ""
+        return run.stderr
+
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 and no more")
+    assert said("--port", str(visitor.port)).startswith(f"rapport: port {visitor.port} is in use")
+    assert said("--port", str(free_port()), "--data", "none.parquet") == "rapport: there is no file none.parquet\n"
+    assert "rapport: broken.parquet cannot be taken over" in said("--port", str(free_port()), "--data", str(broken))
+
+
+def test_down_leaves_no_process_and_a_second_up_builds_nothing(visitor: Visitor, customers: list[str]) -> None:
+    """The last of this file: it ends the visitor's gateway and starts it again."""
+    before = predict(visitor, customers[:20])
+    family = visitor.family()
+    assert len(family) >= 3  # up, redis-server, gateway
+
+    run = subprocess.run(
+        [sys.executable, "-m", "service.cli", "down", "--home", str(visitor.home)], capture_output=True, check=True
+    )
+    assert run.stdout.startswith(b"ended ")
+    assert visitor.process is not None
+    assert visitor.process.wait(30) == 0
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+
+    visitor.up()
+    assert "still valid: nothing to rebuild" in visitor.said
+    after = predict(visitor, customers[:20])
+    assert after.predictions == before.predictions
+
+    family = visitor.family()
+    assert visitor.end(signal.SIGINT) == 0
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    visitor.up()
+
+
+def test_down_ends_what_a_killed_supervisor_left(visitor: Visitor) -> None:
+    family = visitor.family()
+    assert visitor.end(signal.SIGKILL) == -signal.SIGKILL
+    assert len([process for process in family if process.is_running() and process.status() != "zombie"]) >= 2
+
+    subprocess.run([sys.executable, "-m", "service.cli", "down", "--home", str(visitor.home)], check=True)
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    visitor.up()
