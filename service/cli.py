@@ -110,9 +110,15 @@ def events_load(data: Path, workspace: WorkspaceDir, as_of: AsOf = None) -> None
 
 
 @features.command("apply")
-def features_apply(workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS) -> None:
+def features_apply(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    redis: Redis = DEFAULT_REDIS,
+    repo: Annotated[Path | None, typer.Option(help="A Feast project of your own. Default: the built-in one.")] = None,
+    service: Annotated[str, typer.Option(help="Its feature service.")] = "engagement",
+) -> None:
     """Register the Feast definitions and compile them into the feature schema."""
-    _offline("registry").apply(_workspace(workspace, redis))
+    registry = _offline("registry")
+    registry.apply(_workspace(workspace, redis), repo or registry.REPO, service)
 
 
 @features.command("build")

@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
     max_batch_rows: int = Field(1_024, ge=1_000, description="Entities in one feature read and one inference.")
     batches_in_flight: int = Field(2, ge=1, description="Batches a lane works on at once: one reads, one infers.")
-    model_threads: int = Field(1, ge=1, description="ONNX Runtime threads of one inference, and inferences at once.")
+    model_threads: int = Field(
+        1, ge=1, description="ONNX Runtime threads of one inference; 1 until the model is large."
+    )
     release_poll_s: float = Field(1.0, gt=0, description="How often routes.toml is looked at.")
     drain_s: int = Field(5, ge=0, description="After SIGTERM, requests in flight get this long.")
 

@@ -20,6 +20,8 @@ from feature_client.offline.workspace import Workspace
 from feature_client.schema import CALENDAR, Feature, FeatureSchema, JoinKey, SchemaError
 
 SERVICE = "engagement"
+KEY_VERSION = 3
+"""The entity_key_serialization_version whose bytes feature_client/online reads."""
 OTHER = "other"
 
 NUMBERS = {"Float64": "float64", "Float32": "float32", "Int64": "int64", "Int32": "int32", "Bool": "bool"}
@@ -60,15 +62,16 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
         declared = store.get_feature_service(service)
     except FeatureServiceNotFoundException as exc:
         raise SchemaError(f"no feature service {service!r} in project {store.project!r}") from exc
+    if store.config.entity_key_serialization_version != KEY_VERSION:
+        raise SchemaError(f"entity_key_serialization_version must be {KEY_VERSION}: other layouts are not read")
     features: list[Feature] = []
     entity_fields: dict[str, str] = {}
-    keys: dict[str, JoinKey] = {}
+    keys: dict[str, dict[str, JoinKey]] = {}
     for projection in declared.feature_view_projections:
         if projection.name_alias or projection.join_key_map:
             raise SchemaError(f"{projection.name}: renamed views are not served; declare the view under its own name")
         view = store.get_feature_view(projection.name)
-        for column in view.entity_columns:
-            keys.setdefault(column.name, _join_key(view.name, column))
+        keys[view.name] = {column.name: _join_key(view.name, column) for column in view.entity_columns}
         for field in projection.features:
             if _tags(view.name, field).get("role") == "entity_id":
                 entity_fields[view.name] = _entity_field(view, field)
@@ -77,11 +80,22 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
     features += _calendar(declared)
     return FeatureSchema(
         project=store.project,
-        entity=tuple(keys[name] for name in sorted(keys)),
+        entity=_entity(keys),
         features=tuple(features),
         entity_fields=entity_fields,
         groups=_groups(declared, features),
     )
+
+
+def _entity(keys: dict[str, dict[str, JoinKey]]) -> tuple[JoinKey, ...]:
+    """The join keys that all views share: one hash holds an entity's features. keys: view -> its join keys."""
+    if not keys:
+        raise SchemaError("the feature service has no views")
+    first, expected = next(iter(keys.items()))
+    for view, found in keys.items():
+        if found != expected:
+            raise SchemaError(f"{first} and {view} have different join keys: one model reads one kind of entity")
+    return tuple(expected[name] for name in sorted(expected))
 
 
 def _feature(view: str, field: Field) -> Feature:

@@ -15,8 +15,6 @@ from model_export.rows import Dataset, Rows
 
 DAY_S = 86_400
 
-pytestmark = pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:

@@ -36,12 +36,14 @@ service = FeatureService(name="drivers", features=[stats], tags=TAGS)
 """
 
 
-def compiled(root: Path, fields: str, tags: str = "{}") -> FeatureSchema:
+def compiled(
+    root: Path, fields: str, tags: str = "{}", *, config: str = CONFIG, definitions: str = DEFINITIONS
+) -> FeatureSchema:
     """The schema of a user's own project with these fields."""
     repo = root / "repo"
     repo.mkdir(exist_ok=True)
-    (repo / "feature_store.yaml").write_text(CONFIG)
-    (repo / "definitions.py").write_text(DEFINITIONS.replace("FIELDS", fields).replace("TAGS", tags))
+    (repo / "feature_store.yaml").write_text(config)
+    (repo / "definitions.py").write_text(definitions.replace("FIELDS", fields).replace("TAGS", tags))
     return registry.apply(Workspace(root / "workspace"), repo, "drivers")
 
 
@@ -110,6 +112,29 @@ def test_a_project_without_tags_falls_back_where_that_is_safe(tmp_path: Path) ->
 def test_a_declaration_that_cannot_be_served_is_named(tmp_path: Path, field: str, message: str) -> None:
     with pytest.raises(SchemaError, match=message):
         compiled(tmp_path, field)
+
+
+def test_views_of_different_entities_are_not_one_model(tmp_path: Path) -> None:
+    """Read as one, every key would be one that Feast never wrote: all customers unknown, in silence."""
+    definitions = DEFINITIONS.replace(
+        "service = ",
+        """car = Entity(name="car", join_keys=["car_id"], value_type=ValueType.INT64)
+cars = FeatureView(
+    name="cars", entities=[car], schema=[Field(name="car_id", dtype=Int64), Field(name="brand", dtype=String)],
+    source=FileSource(name="cars", path="cars.parquet", timestamp_field="event_timestamp"),
+)
+service = """,
+    ).replace("features=[stats]", "features=[stats, cars]")
+
+    with pytest.raises(SchemaError, match="stats and cars have different join keys"):
+        compiled(tmp_path, 'Field(name="x", dtype=String)', definitions=definitions)
+
+
+def test_an_older_key_layout_is_refused(tmp_path: Path) -> None:
+    older = CONFIG.replace("entity_key_serialization_version: 3", "entity_key_serialization_version: 2")
+
+    with pytest.warns(DeprecationWarning, match="version below 3"), pytest.raises(SchemaError, match="must be 3"):
+        compiled(tmp_path, 'Field(name="x", dtype=String)', config=older)
 
 
 def test_an_unknown_service_or_calendar_feature_is_named(tmp_path: Path) -> None:
