@@ -66,10 +66,11 @@ class Metrics:
         )
         self._release = Gauge(
             "rapport_release_info",
-            "1 for every loaded release",
+            "1 for every loaded release, 0 for those that were",
             ["model", "version", "digest", "role"],
             registry=registry,
         )
+        self._loaded: set[tuple[str, str, str, str]] = set()
         self._reload_failures = Counter(
             "rapport_reload_failures", "Releases or routes that could not be loaded", registry=registry
         )
@@ -97,11 +98,16 @@ class Metrics:
         self._reload_failures.inc()
 
     def releases(self, loaded: list[tuple[Release, str]]) -> None:
-        """`loaded`: every release with its role, champion or standby."""
-        self._release.clear()
-        for release, role in loaded:
-            digest = release.contract.digest[:12]
-            self._release.labels(release.manifest.model, release.version, digest, role).set(1)
+        """`loaded`: every release with its role, champion or standby; what was loaded before becomes 0."""
+        # Set, not removed: removing a series is not possible where several workers share their metrics.
+        labels = {
+            (release.manifest.model, release.version, release.contract.digest[:12], role) for release, role in loaded
+        }
+        for gone in self._loaded - labels:
+            self._release.labels(*gone).set(0)
+        for label in labels:
+            self._release.labels(*label).set(1)
+        self._loaded |= labels
 
     def features(self, contract: Contract, encoded: Encoded, view_ages: npt.NDArray[np.float64]) -> None:
         """view_ages: [rows, views] in seconds, NaN where the view has no row."""
