@@ -127,6 +127,18 @@ def test_what_cannot_be_is_said_in_one_sentence(visitor: Visitor, tmp_path: Path
     assert "rapport: broken.parquet cannot be taken over" in said("--port", str(free_port()), "--data", str(broken))
 
 
+def test_too_little_disk_is_said_before_anything_is_done(visitor: Visitor, tmp_path: Path) -> None:
+    """On a real file system of 8 MB, in a mount namespace of its own."""
+    up = f"{sys.executable} -m service.cli up --home {tmp_path}/home --port {free_port()}"
+    script = f"mount -t tmpfs -o size=8m none {tmp_path} && exec {up}"
+    run = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 1, run.stderr
+    assert re.fullmatch(r"rapport: .* has \d+ MiB free; 2048 MiB are needed\n", run.stderr)
+
+
 def test_down_leaves_no_process_and_a_second_up_builds_nothing(visitor: Visitor, customers: list[str]) -> None:
     """The last of this file: it ends the visitor's gateway and starts it again."""
     before = predict(visitor, customers[:20])

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_client.online.local_redis import LocalRedis
 from feature_client.release import Release
 from service import logs
-from tests.model_export.tiny_release import build_tiny_release, tiny_run
+from tests.model_export.tiny_release import AS_OF, build_tiny_release, tiny_run
 from tests.service.conftest import Start, wait_ready
 from tests.service.test_errors import golden
 
@@ -115,6 +117,17 @@ def test_metrics_may_have_a_port_of_their_own(start: Start) -> None:
 
     assert requests.get(f"{url}/metrics", timeout=5).status_code == 404
     assert "rapport_requests_total" in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+
+
+def test_prometheus_finds_nothing_to_complain_of_in_the_metrics(url: str) -> None:
+    requests.post(f"{url}/v1/predict", json=GOOD, timeout=5)
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: install Debian's package prometheus")
+    exposition = requests.get(f"{url}/metrics", timeout=5).text
+
+    run = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout + run.stderr) == (0, "")
 
 
 def test_a_request_id_is_kept_where_it_is_one(url: str) -> None:
@@ -298,21 +311,46 @@ def test_serve_says_in_one_sentence_what_is_wrong(tmp_path: Path) -> None:
     assert "host:port" in said(RAPPORT_REDIS="nowhere")
 
 
-def test_a_gateway_without_keys_says_so(tmp_path: Path, release: Release, redis_url: str) -> None:
+def test_what_is_in_flight_at_sigterm_is_answered(
+    tmp_path: Path, release: Release, redis_url: str, customers: list[str]
+) -> None:
+    with gateway_process(tmp_path, release, redis_url) as (process, url), ThreadPoolExecutor(4) as pool:
+        wait_ready(url)
+        body = {"entities": [{"customer_id": "c1"}] * 32}
+        asked = [pool.submit(requests.post, f"{url}/v1/explain", json=body, timeout=30) for _ in range(2)]
+        until(lambda: total(url, "rapport_inflight", lane="explain") == 64, "never in flight")
+        process.terminate()
+        assert [answer.result().status_code for answer in asked] == [200, 200]
+        process.wait(20)
+
+
+@contextmanager
+def gateway_process(
+    tmp_path: Path, release: Release, redis_url: str
+) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """`rapport serve` as a process of its own, its log in tmp_path/log."""
+    settings = {"RAPPORT_PORT": "0", "RAPPORT_MODELS": str(release.root), "RAPPORT_REDIS": redis_url}
     log = tmp_path / "log"
-    with log.open("w") as stderr:
+    with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve"],
             stderr=stderr,
-            env={"PATH": "", "RAPPORT_PORT": "0", "RAPPORT_MODELS": str(release.root), "RAPPORT_REDIS": redis_url},
+            env={"PATH": "", "RAPPORT_AS_OF": AS_OF.isoformat(), **settings},
         )
         try:
-            until(lambda: "bound to loopback only" in log.read_text(), "never said")
+            until(lambda: "listening" in log.read_text(), "never listened")
             events = [json.loads(line) for line in log.read_text().splitlines()]
             port = next(event["port"] for event in events if event["event"] == "listening")
-            wait_ready(f"http://127.0.0.1:{port}")
+            yield process, f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(20)
-    for line in log.read_text().splitlines():
-        json.loads(line)
+
+
+def test_a_gateway_without_keys_says_so(tmp_path: Path, release: Release, redis_url: str) -> None:
+    with gateway_process(tmp_path, release, redis_url) as (_, url):
+        wait_ready(url)
+
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    [warning] = [event for event in events if event["level"] == "WARNING"]
+    assert "bound to loopback only" in warning["event"]
