@@ -41,7 +41,7 @@ loadtest: $(INSTALLED)
 
 # The container image, built and started without a Docker daemon: a tier of its own.
 test-image: $(INSTALLED)
-	$(BIN)/pytest -m image
+	$(BIN)/pytest -m image tests/image -s -p no:logging
 
 # promtool checks the scrape configuration and the dashboard's queries.
 system-packages:
