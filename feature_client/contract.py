@@ -1,6 +1,7 @@
 """What a release promises: the features it reads, the tasks it answers, and how its reasons are computed."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,9 @@ class Contract:
         if self.format != CONTRACT_FORMAT:
             raise ContractError(f"contract format {self.format}; this version reads format {CONTRACT_FORMAT}")
         for task in self.tasks:
+            for promised in (self.explanation.base, self.explanation.expected_error):
+                if not math.isfinite(promised.get(task.name, math.nan)):
+                    raise ContractError(f"{task.name}: the explanation says no base or no expected error")
             if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
                 raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
 

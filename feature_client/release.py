@@ -126,11 +126,14 @@ def read_routes(root: Path) -> dict[str, Route]:
     path = root / "routes.toml"
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return msgspec.convert(tables, dict[str, Route])
+        routes = msgspec.convert(tables, dict[str, Route])
     except FileNotFoundError as exc:
         raise RoutesError(f"no release is published: {path} does not exist") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as exc:
         raise RoutesError(f"{path}: {exc}") from exc
+    if not all(MODEL_NAME.fullmatch(model) for model in routes):
+        raise RoutesError(f"{path}: a model is named by {MODEL_NAME.pattern}")
+    return routes
 
 
 def _check(root: Path, name: str, manifest: Manifest) -> None:

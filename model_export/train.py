@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from feature_client.errors import RapportError
 from model_export.network import Network
 from model_export.rows import Dataset, Rows
 
@@ -23,6 +24,10 @@ WEIGHT_DECAY = 0.02
 MIN_BATCH, MAX_BATCH = 64, 2048
 CHUNK = 16_384
 """Rows of one forward pass without gradients."""
+
+
+class TrainingError(RapportError):
+    """A network that could not be fitted."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ def _descend(network: Network, train: Tensors, validation: Tensors, epochs: int)
                 best, best_state = loss, copy.deepcopy(network.state_dict())
             if since >= PATIENCE:
                 break
+    if not best < float("inf"):
+        raise TrainingError("training never reached a finite loss: look for labels or features that are not finite")
     network.load_state_dict(best_state)
 
 

@@ -20,13 +20,13 @@ class Deadline:
         return cls(time.monotonic() + seconds)
 
     @classmethod
-    def from_header(cls, header: str | None, default_ms: int, max_ms: int) -> "Deadline":
-        """X-Deadline-Ms: whole milliseconds from 1 to `max_ms`. Raises InvalidRequest."""
+    def from_header(cls, header: str | None, default_ms: int, max_ms: int, started: float) -> "Deadline":
+        """X-Deadline-Ms: whole milliseconds from 1 to `max_ms`, counted from `started`. Raises InvalidRequest."""
         if header is None:
-            return cls.after(default_ms / 1_000)
+            return cls(started + default_ms / 1_000)
         if not (header.isascii() and header.isdigit() and len(header) <= 9 and 1 <= int(header) <= max_ms):
             raise InvalidRequest(f"X-Deadline-Ms takes whole milliseconds from 1 to {max_ms}")
-        return cls.after(int(header) / 1_000)
+        return cls(started + int(header) / 1_000)
 
     def left_s(self) -> float:
         """Raises DeadlineExceeded where nothing is left, so that late work is not started."""

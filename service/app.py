@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import start_http_server
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -22,7 +21,7 @@ from service.endpoints import Endpoints, on_error
 from service.errors import TABLE
 from service.exchange import Observer
 from service.metrics import Metrics
-from service.openapi import Gateway, answers_of, body_of
+from service.openapi import KEY, Gateway, answers_of, body_of
 from service.predictor import Limits, Predictor
 from service.protocol import ExplainRequest, ModelList, PredictRequest, PredictResponse
 from service.releases import Releases
@@ -34,7 +33,7 @@ def create_app(settings: Settings, *, reader: FeatureReader | None = None, backe
     metrics = Metrics()
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or _embedded(settings)
-    releases = Releases(settings.models, backend, metrics)
+    releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
     predictor = Predictor(
         releases,
@@ -50,10 +49,10 @@ def create_app(settings: Settings, *, reader: FeatureReader | None = None, backe
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watcher = asyncio.create_task(releases.watch(settings.release_poll_s))
         exposition = None
         if settings.metrics_port is not None:
             exposition, _thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
+        watcher = asyncio.create_task(releases.watch(settings.release_poll_s))
         try:
             yield
         finally:
@@ -76,7 +75,8 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
         summary="From a customer id to an explained, multi-task engagement prediction, under one deadline.",
         lifespan=lifespan,  # type: ignore[arg-type]
         redoc_url=None,
-        exception_handlers=dict.fromkeys((*TABLE, HTTPException, RequestValidationError, Exception), on_error),
+        redirect_slashes=False,
+        exception_handlers=dict.fromkeys((*TABLE, HTTPException, Exception), on_error),
     )
     entities = [{"customer_id": "17850"}]
     app.post(
@@ -91,12 +91,12 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
         responses=answers_of(PredictResponse),
         openapi_extra=body_of(ExplainRequest, {"entities": entities, "tasks": ["churn_90d"], "top": 3}),
     )(endpoints.explain)
-    app.get("/v1/models", response_model=None, responses=answers_of(ModelList))(endpoints.models)
-    app.get("/v1/models/{model}", response_model=None)(endpoints.model)
+    app.get("/v1/models", response_model=None, responses=answers_of(ModelList), openapi_extra=KEY)(endpoints.models)
+    app.get("/v1/models/{model}", response_model=None, openapi_extra=KEY)(endpoints.model)
     app.get("/livez", response_model=None)(endpoints.livez)
     app.get("/readyz", response_model=None)(endpoints.readyz)
     if not own_metrics_port:
-        app.get("/metrics", response_model=None)(endpoints.exposition)
+        app.get("/metrics", response_model=None, openapi_extra=KEY)(endpoints.exposition)
     return app
 
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import secrets
+import stat
 import time
 import tomllib
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from feature_client.clock import Clock, wall_clock
 from feature_client.errors import RapportError
@@ -26,10 +29,10 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """sha256: hex digest of the token. requests_per_second: quota with bursts of one second; null is none."""
 
     name: str
-    sha256: str
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     scopes: tuple[str, ...]
     expires: datetime | None = None
-    requests_per_second: float | None = None
+    requests_per_second: Annotated[float, Meta(gt=0, le=1e9)] | None = None
 
 
 class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,8 +85,9 @@ class Keyring:
                 raise KeysError(f"the keys file {path}: key {key.name!r} has unknown scopes {', '.join(unknown)}")
             if key.expires is not None and key.expires.tzinfo is None:
                 raise KeysError(f"the keys file {path}: the expiry of key {key.name!r} has no time zone")
-        if len({key.name for key in keys}) < len(keys):
-            raise KeysError(f"the keys file {path}: two keys have the same name")
+        for field in ("name", "sha256"):
+            if len({getattr(key, field) for key in keys}) < len(keys):
+                raise KeysError(f"the keys file {path}: two keys have the same {field}")
         return cls({key.sha256: key for key in keys})
 
     def check(self, authorization: str | None, scope: str) -> str:
@@ -127,16 +131,20 @@ def add_key(
         lines.append(f"expires = {expires.isoformat(timespec='seconds')}")
     if rate is not None:
         lines.append(f"requests_per_second = {float(rate)}")
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
     staged = path.with_name(path.name + ".new")
-    staged.touch(mode=0o600)
-    staged.write_text(before + ("\n" if before else "") + "\n".join(lines) + "\n", encoding="utf-8")
     try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        # Nobody else's business at first; who may read an existing file may go on reading it.
+        staged.touch(mode=0o600)
+        if path.exists():
+            staged.chmod(stat.S_IMODE(path.stat().st_mode))
+        staged.write_text(before + ("\n" if before else "") + "\n".join(lines) + "\n", encoding="utf-8")
         Keyring.from_file(staged)
-    except KeysError:
-        staged.unlink()
-        raise
-    staged.replace(path)
+        staged.replace(path)
+    except OSError as exc:
+        raise KeysError(f"the keys file {path} cannot be written: {exc.strerror}") from exc
+    finally:
+        staged.unlink(missing_ok=True)
     return token
 
 

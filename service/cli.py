@@ -1,5 +1,6 @@
 """The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,12 @@ app.add_typer(keys, name="keys")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
-Redis = Annotated[str, typer.Option(help="The online store as Feast names it: host:port, then options after commas.")]
+Redis = Annotated[
+    str,
+    typer.Option(
+        envvar="RAPPORT_REDIS", help="The online store as Feast names it: host:port, then options after commas."
+    ),
+]
 AsOf = Annotated[str | None, typer.Option(help="The instant to compute for, ISO 8601. Default: the data set's own.")]
 Customers = Annotated[int, typer.Option(min=100, help="How many customers to make up.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
@@ -36,6 +42,8 @@ DEFAULT_CUSTOMERS = 20_000
 
 def main() -> None:
     """Entry point: an error that a person can mend is one sentence and exit code 1."""
+    # So that a command that is ended tidies up as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except RapportError as exc:
@@ -71,10 +79,9 @@ def prepare(
     redis: Redis = DEFAULT_REDIS,
 ) -> None:
     """The offline half of `up`: whatever is stale of events, features, online store, model and release."""
-    from service.steps import Stamps  # noqa: PLC0415  (with the next one: only where it is needed)
-    from service.up import Request  # noqa: PLC0415
+    from service.steps import Stamps  # noqa: PLC0415  (only where it is needed)
 
-    request = Request(home, data, customers, seed, 0)
+    request = _extra("service.up", "local").Request(home, data, customers, seed, 0)
     workspace = _workspace(request.workspace, redis)
     steps: dict[str, Callable[[], object]] = {
         "events": lambda: (
@@ -110,15 +117,18 @@ def events_load(data: Path, workspace: WorkspaceDir, as_of: AsOf = None) -> None
 
 
 @features.command("apply")
-def features_apply(
-    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
-    redis: Redis = DEFAULT_REDIS,
-    repo: Annotated[Path | None, typer.Option(help="A Feast project of your own. Default: the built-in one.")] = None,
-    service: Annotated[str, typer.Option(help="Its feature service.")] = "engagement",
-) -> None:
+def features_apply(workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS) -> None:
     """Register the Feast definitions and compile them into the feature schema."""
-    registry = _offline("registry")
-    registry.apply(_workspace(workspace, redis), repo or registry.REPO, service)
+    _offline("registry").apply(_workspace(workspace, redis))
+
+
+@features.command("compile")
+def features_compile(
+    repo: Annotated[Path, typer.Argument(help="A Feast project of your own: the folder with feature_store.yaml.")],
+    service: Annotated[str, typer.Argument(help="Its feature service.")],
+) -> None:
+    """Print the feature schema of your own Feast project, as it is registered, as JSON."""
+    sys.stdout.buffer.write(_offline("registry").compile_project(repo, service))
 
 
 @features.command("build")

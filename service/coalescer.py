@@ -4,6 +4,7 @@ Nobody waits for a timer: with few requests a batch has one member, with many it
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Member(Generic[Item, Result]):
     item: Item
     rows: int
@@ -52,8 +53,14 @@ class Coalescer(Generic[Item, Result]):
         self.waiting.append(member)
         # One tick later, so that everything the loop has read by now joins the same batch.
         loop.call_soon(self._start)
-        async with asyncio.timeout(left_s):
-            return await member.answer
+        try:
+            async with asyncio.timeout(left_s):
+                return await member.answer
+        except (TimeoutError, asyncio.CancelledError):
+            # Whoever leaves early leaves the queue as well: what waits stays bounded by what is admitted.
+            with contextlib.suppress(ValueError):
+                self.waiting.remove(member)
+            raise
 
     def _start(self) -> None:
         while self.waiting and len(self.running) < self.in_flight:

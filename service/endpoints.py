@@ -1,7 +1,7 @@
 """HTTP in, HTTP out; nothing else."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class Endpoints:
         body = await self._body(request, PredictRequest)
         if body.explain is not None:
             self.keyring.require(exchange.key, "explain")
-        deadline = self._deadline(request, explains=body.explain is not None)
+        deadline = self._deadline(request, exchange, explains=body.explain is not None)
         work = self.predictor.predict(body, deadline, exchange.request_id, exchange.trace)
         return _json(await _unless_gone(request, work))
 
@@ -59,7 +59,7 @@ class Endpoints:
         """Scores and reasons for up to 32 entities: base plus all contributions is the score, in its own unit."""
         exchange = self._enter(request, "/v1/explain", "explain")
         body = await self._body(request, ExplainRequest)
-        deadline = self._deadline(request, explains=True)
+        deadline = self._deadline(request, exchange, explains=True)
         work = self.predictor.explain(body, deadline, exchange.request_id, exchange.trace)
         return _json(await _unless_gone(request, work))
 
@@ -105,7 +105,7 @@ class Endpoints:
         body = {
             "ready": ready,
             "release": "loaded" if self.releases.served else "not loaded",
-            "last_reload": "failed" if self.releases.failure else "ok",
+            "last_reload": "failed" if self.releases.failure or self.releases.standby_failure else "ok",
             "feature_store": store,
         }
         return _json(body, 200 if ready else 503)
@@ -121,9 +121,11 @@ class Endpoints:
         exchange.key = self.keyring.check(request.headers.get("authorization"), scope)
         return exchange
 
-    def _deadline(self, request: Request, *, explains: bool) -> Deadline:
+    def _deadline(self, request: Request, exchange: Exchange, *, explains: bool) -> Deadline:
+        """Counted from the request's first byte: a body that took long has used up part of it."""
         default = self.settings.explain_deadline_ms if explains else self.settings.deadline_ms
-        return Deadline.from_header(request.headers.get("x-deadline-ms"), default, self.settings.max_deadline_ms)
+        header = request.headers.get("x-deadline-ms")
+        return Deadline.from_header(header, default, self.settings.max_deadline_ms, exchange.started)
 
     async def _body(self, request: Request, kind: type[Body]) -> Body:
         body = await _read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1_000)
@@ -211,6 +213,3 @@ async def _unless_gone(request: Request, work: Awaitable[Answer]) -> Answer:
 
 def _json(body: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")
-
-
-Endpoint = Callable[[Request], Awaitable[Response]]

@@ -29,7 +29,7 @@ UNMATCHED = "unmatched"
 class Exchange:
     request_id: str
     trace_id: str | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.monotonic)
     route: str = UNMATCHED
     key: str | None = None
     status: int = 0
@@ -47,10 +47,10 @@ def problem_response(error: Exception, exchange: Exchange) -> Response:
     entry, problem = problem_of(error, exchange.request_id)
     exchange.code = entry.code
     if entry.status >= 500:
-        trace = error if entry.status == 500 else None
-        log.error(
+        log.log(
+            logging.ERROR if entry.status == 500 else logging.WARNING,
             "request failed",
-            exc_info=trace,
+            exc_info=error if entry.status == 500 else None,
             extra={"request_id": exchange.request_id, "code": entry.code, "reason": str(error)},
         )
     response = Response(msgspec.json.encode(problem), entry.status, media_type="application/problem+json")
@@ -93,7 +93,7 @@ class Observer:
             self._record(exchange, scope["method"])
 
     def _record(self, exchange: Exchange, method: str) -> None:
-        seconds = time.perf_counter() - exchange.started
+        seconds = time.monotonic() - exchange.started
         self.metrics.request(exchange.route, exchange.trace.model, exchange.status, seconds)
         for stage, spent in exchange.trace.stages.items():
             self.metrics.stage(stage, spent)

@@ -17,6 +17,10 @@ COMPONENTS = (
 )
 
 
+KEY: dict[str, Any] = {"security": [{"key": []}]}
+"""`openapi_extra` of an endpoint that needs a key."""
+
+
 class Gateway(FastAPI):
     """FastAPI with the bodies of protocol.py among its components."""
 
@@ -36,7 +40,7 @@ def body_of(request: type, example: dict[str, Any]) -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": _reference(request), "example": example}},
         },
-        "security": [{"key": []}],
+        **KEY,
         "parameters": [
             {"name": "X-Deadline-Ms", "in": "header", "schema": {"type": "integer", "minimum": 1}},
             {"name": "X-Request-Id", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"}},

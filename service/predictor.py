@@ -13,7 +13,7 @@ from service.answers import explanations_of, predictions_of
 from service.backends import Backend, Tensors, check_outputs
 from service.coalescer import Coalescer
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.metrics import Metrics
+from service.metrics import NO_MODEL, Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
 from service.releases import Loaded, Releases, Served
 
@@ -42,7 +42,7 @@ class Scored:
 class Trace:
     """Where the time of one request went, and what it asked for; becomes Server-Timing, metrics and the log line."""
 
-    model: str = "-"
+    model: str = NO_MODEL
     rows: int = 0
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -178,9 +178,13 @@ class Predictor:
         return answers
 
     async def _fetch(self, loaded: Loaded, entities: Sequence[Entity], seconds: float) -> FeatureBatch:
+        started = time.monotonic()
         try:
             stored = await self.reader.fetch(loaded.plan, entities, seconds)
-        except FeatureStoreUnavailable:
+        except FeatureStoreUnavailable as exc:
+            if seconds < self.limits.store_timeout_s and time.monotonic() - started >= seconds:
+                # It was the requests' own time that ran out: nothing is known of the store.
+                raise DeadlineExceeded from exc
             self.metrics.dependency("feature_store", up=False)
             raise
         self.metrics.dependency("feature_store", up=True)

@@ -14,11 +14,7 @@ Id = Annotated[str, Meta(description='A join key\'s value, always a string: "178
 Overrides = dict[str, Override]
 
 
-class PredictRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    entities: Annotated[
-        list[dict[str, Id]],
-        Meta(min_length=1, max_length=MAX_ENTITIES, description="Whom to score: join keys and their values."),
-    ]
+class _Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: Annotated[str | None, Meta(description="May be left out when one model is served.")] = None
     version: Annotated[str | None, Meta(description="This release instead of the route's.")] = None
     features: Annotated[
@@ -27,25 +23,24 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             description="Request-time values, in place of the stored ones: one object for each entity, or one for all."
         ),
     ] = None
+
+
+class PredictRequest(_Request, forbid_unknown_fields=True, kw_only=True):
+    entities: Annotated[
+        list[dict[str, Id]],
+        Meta(min_length=1, max_length=MAX_ENTITIES, description="Whom to score: join keys and their values."),
+    ]
     explain: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description=f"Add the top k reasons of every task; up to {MAX_EXPLAINED} entities."),
     ] = None
 
 
-class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
     entities: Annotated[
         list[dict[str, Id]],
         Meta(min_length=1, max_length=MAX_EXPLAINED, description="Whom to explain: join keys and their values."),
     ]
-    model: Annotated[str | None, Meta(description="May be left out when one model is served.")] = None
-    version: Annotated[str | None, Meta(description="This release instead of the route's.")] = None
-    features: Annotated[
-        list[Overrides] | Overrides | None,
-        Meta(
-            description="Request-time values, in place of the stored ones: one object for each entity, or one for all."
-        ),
-    ] = None
     tasks: Annotated[
         Annotated[list[str], Meta(min_length=1)] | None,
         Meta(description="Which tasks to explain; all by default."),
@@ -119,7 +114,7 @@ class ModelList(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """RFC 9457, application/problem+json. `code` is stable; `where` points into the request body."""
+    """RFC 9457, application/problem+json. `code` is stable; `detail` says where in the request, never what was sent."""
 
     type: str
     title: str

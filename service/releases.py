@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.errors import RapportError
@@ -19,8 +23,11 @@ from service.metrics import Metrics
 log = logging.getLogger("rapport.releases")
 
 GOLDEN_TIMEOUT_S = 30.0
-STANDBY = 1
-"""How many versions besides the champion stay loaded, newest first: the one that a rollback goes to."""
+RETRY_FIRST_S, RETRY_AT_MOST_S = 0.5, 30.0
+"""A release that could not be loaded is tried again, ever less often, even if no file has changed."""
+
+LOADING = (RapportError, BackendUnavailable, BadModelOutput, TimeoutError, OSError)
+"""What loading may raise."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,24 @@ class Served:
 
 
 class Releases:
-    """Loads what routes.toml names. A change that cannot be loaded leaves everything as it was, and is counted."""
+    """Loads what routes.toml names. A change that cannot be loaded leaves everything as it was, and is counted.
 
-    def __init__(self, root: Path, backend: Backend, metrics: Metrics) -> None:
+    grace_s: how long a release stays loaded after its last route, for requests that are still on their way.
+    """
+
+    def __init__(self, root: Path, backend: Backend, metrics: Metrics, grace_s: float) -> None:
         self.root = root
         self.backend = backend
         self.metrics = metrics
+        self.grace_s = grace_s
         self.served: Mapping[str, Served] = {}
         self.failure: str | None = None
+        self.standby_failure: str | None = None
         self._seen: object = None
+        self._broken: object = None
+        self._retry_at = self._retry_wait_s = 0.0
+        self._loaded: dict[str, Loaded] = {}  # release -> itself, for everything on the backend
+        self._idle_since: dict[str, float] = {}  # those of them that no route names any more
 
     def resolve(self, model: str | None, version: str | None) -> tuple[Served, Loaded]:
         """The release that answers. Raises NotReady and UnknownModel; no file is opened."""
@@ -72,8 +88,7 @@ class Releases:
 
     def graphs(self) -> set[str]:
         """Names of everything that is loaded on the backend."""
-        loaded = [version.release for model in self.served.values() for version in model.versions.values()]
-        return {name for release in loaded for name in (release.name, release.explain_name)}
+        return {name for loaded in self._loaded.values() for name in (loaded.release.name, loaded.release.explain_name)}
 
     async def watch(self, every_s: float) -> None:
         """Looks at the repository until cancelled."""
@@ -82,20 +97,25 @@ class Releases:
                 await self.refresh()
             except Exception:
                 # A defect must not end the watch in silence: what is loaded goes on answering.
+                self.metrics.reload_failed()
                 log.exception("looking at the model repository failed")
             await asyncio.sleep(every_s)
 
     async def refresh(self) -> None:
         """Loads what has changed since the last look; failures are logged once, counted, and tried again."""
+        await self._unload_idle()
         seen = await asyncio.to_thread(self._fingerprint)
-        if seen == self._seen:
+        if seen == self._seen or (seen == self._broken and time.monotonic() < self._retry_at):
             return
         try:
             await self._load()
-        except (RapportError, BackendUnavailable, BadModelOutput, TimeoutError, OSError) as exc:
-            self._failed(str(exc) or type(exc).__name__)
+        except LOADING as exc:
+            again = seen == self._broken
+            self._retry_wait_s = min(2 * self._retry_wait_s, RETRY_AT_MOST_S) if again else RETRY_FIRST_S
+            self._broken, self._retry_at = seen, time.monotonic() + self._retry_wait_s
+            self.failure = self._failed("release not loaded", exc, self.failure)
             return
-        self._seen, self.failure = seen, None
+        self._seen, self._broken, self.failure = seen, None, None
 
     def _fingerprint(self) -> object:
         try:
@@ -109,47 +129,70 @@ class Releases:
         routes = await asyncio.to_thread(read_routes, self.root)
         if not routes:
             raise ReleaseError(f"{self.root / 'routes.toml'} names no model")
-        served = {model: await self._serve(model, route) for model, route in routes.items()}
-        before = self.graphs()
-        self.served = served
-        for name in before - self.graphs():
-            await self.backend.unload(name)
+        self.served = {model: await self._serve(model, route) for model, route in routes.items()}
         roles = [
             (loaded.release, "champion" if loaded is model.champion else "standby")
-            for model in served.values()
+            for model in self.served.values()
             for loaded in model.versions.values()
         ]
         self.metrics.releases(roles)
         log.info("releases loaded", extra={"releases": {release.name: role for release, role in roles}})
 
     async def _serve(self, model: str, route: Route) -> Served:
-        versions = {str(route.champion): await self._version(model, route.champion)}
-        others = [version for version in list_versions(self.root, model) if version != route.champion]
-        for version in reversed(others[-STANDBY:]):
+        champion = await self._version(model, route.champion)
+        versions = {champion.release.version: champion}
+        self.standby_failure = None
+        if (standby := await asyncio.to_thread(self._standby, model, route)) is not None:
             try:
-                versions[str(version)] = await self._version(model, version)
-            except (RapportError, BackendUnavailable, BadModelOutput, TimeoutError, OSError) as exc:
+                versions[str(standby)] = await self._version(model, standby)
+            except LOADING as exc:
                 # The champion answers; a broken neighbour must not keep it from doing so.
-                self._failed(f"standby {model}.{version}: {exc}")
+                self.standby_failure = self._failed(f"standby {model}.{standby} not loaded", exc, None)
         return Served(route, versions)
 
+    def _standby(self, model: str, route: Route) -> int | None:
+        """The version that a rollback goes to: the champion before this one, else the newest other."""
+        others = [version for version in list_versions(self.root, model) if version != route.champion]
+        if model in self.served:
+            served = self.served[model]
+            known = [served.route.champion, *(int(version) for version in served.versions)]
+            others += [version for version in reversed(known) if version in others]
+        return others[-1] if others else None
+
+    async def _unload_idle(self) -> None:
+        """Not at once: requests that were routed to a release may still wait in its queue."""
+        now = time.monotonic()
+        served = {loaded.release.name for model in self.served.values() for loaded in model.versions.values()}
+        self._idle_since = {name: self._idle_since.get(name, now) for name in self._loaded.keys() - served}
+        for name in [name for name, since in self._idle_since.items() if now - since >= self.grace_s]:
+            await self._unload(self._loaded.pop(name).release)
+
+    async def _unload(self, release: Release) -> None:
+        await self.backend.unload(release.name)
+        await self.backend.unload(release.explain_name)
+
     async def _version(self, model: str, version: int) -> Loaded:
-        if model in self.served and str(version) in self.served[model].versions:
-            return self.served[model].versions[str(version)]
+        if found := self._loaded.get(f"{model}.{version}"):
+            return found
         release = await asyncio.to_thread(read_release, self.root, model, version)
-        for name, directory in (
-            (release.name, release.directory),
-            (release.explain_name, release.explain_directory),
-        ):
-            if await self.backend.load(name, directory) != release.contract.digest:
-                raise ReleaseError(f"{name}: the graph was exported with another contract")
-        await self._check_golden(release)
-        return Loaded(release, ReadPlan(release.contract.schema))
+        try:
+            for name, directory in (
+                (release.name, release.directory),
+                (release.explain_name, release.explain_directory),
+            ):
+                if await self.backend.load(name, directory) != release.contract.digest:
+                    raise ReleaseError(f"{name}: the graph was exported with another contract")
+            await self._check_golden(release)
+            loaded = Loaded(release, ReadPlan(release.contract.schema))
+        except LOADING:
+            await self._unload(release)
+            raise
+        self._loaded[release.name] = loaded
+        return loaded
 
     async def _check_golden(self, release: Release) -> None:
         """The golden rows must give the golden answers on this very backend; this also warms it up."""
-        with np.load(release.golden, allow_pickle=False) as file:
-            golden = dict(file)
+        golden = await asyncio.to_thread(_read_golden, release)
         tensors = {name: golden[name] for name in ("numeric", "categorical")}
         scale = attribution_scale(golden["attributions"], golden["base"])
         rows = len(golden["numeric"])
@@ -162,8 +205,24 @@ class Releases:
                 if not (discrepancy(answers[output], golden[output], size) <= 1).all():
                     raise ReleaseError(f"{name}: {output} differ from the golden answers on this backend")
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, what: str, error: Exception, before: str | None) -> str:
+        """Counts it, logs it unless it is what was logged before, and returns the reason."""
         self.metrics.reload_failed()
-        if reason != self.failure:
-            log.error("release not loaded", extra={"reason": reason})
-        self.failure = reason
+        reason = str(error) or type(error).__name__
+        if reason != before:
+            log.error(what, extra={"reason": reason})
+        return reason
+
+
+def _read_golden(release: Release) -> dict[str, npt.NDArray[Any]]:
+    """Raises ReleaseError where the file does not hold rows of every input and output."""
+    names = ("numeric", "categorical", "scores", "attributions", "base")
+    try:
+        with np.load(release.golden, allow_pickle=False) as file:
+            golden = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
+        raise ReleaseError(f"release {release.name}: golden.npz cannot be read: {exc}") from exc
+    rows = {len(array) for array in golden.values() if array.ndim > 0}
+    if len(rows) != 1 or rows == {0} or any(array.ndim == 0 for array in golden.values()):
+        raise ReleaseError(f"release {release.name}: golden.npz has no rows, or not as many of each")
+    return golden

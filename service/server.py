@@ -22,7 +22,9 @@ def serve() -> None:
     settings = read_settings()
     logs.configure(settings.log_level)
     app = create_app(settings)
-    # Bound before anything is loaded: a port in use is said in one sentence, at once.
+    # Bound before the application starts: a port in use is said in one sentence.
+    if settings.metrics_port is not None:
+        _listen(settings.host, settings.metrics_port).close()
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"host": host, "port": port})
@@ -57,4 +59,4 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as exc:
-        raise RapportError(f"{host} port {port} cannot be bound: {exc.strerror}; set RAPPORT_PORT") from exc
+        raise RapportError(f"{host} port {port} cannot be bound: {exc.strerror}") from exc

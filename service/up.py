@@ -26,6 +26,9 @@ from service.steps import Stamps
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+SHOWN_DEADLINE_MS = "30000"
+"""The first requests show that it works, also on a machine that is busy with something else."""
+
 MIN_FREE_BYTES = 2 * 1024**3
 
 
@@ -45,11 +48,12 @@ class Request:
 
     @property
     def parameters(self) -> dict[str, object]:
-        """What the events depend on."""
+        """What everything depends on, besides the code."""
         if self.data is None:
             return {"customers": self.customers, "seed": self.seed}
-        stat = self.data.stat()
-        return {"data": str(self.data.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+        files = sorted(path for path in self.data.rglob("*") if path.is_file()) if self.data.is_dir() else [self.data]
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return {"data": stats, "seed": self.seed}
 
     def prepare_command(self, redis: str) -> list[str]:
         source = ["--data", str(self.data)] if self.data else ["--customers", str(self.customers)]
@@ -58,11 +62,14 @@ class Request:
 
 def up(request: Request) -> None:
     """Serves until SIGINT or SIGTERM. Raises RapportError with one sentence for everything a person can mend."""
-    _check(request)
-    request.workspace.mkdir(parents=True, exist_ok=True)
+    request.home.mkdir(parents=True, exist_ok=True)
+    with _only_one(request.home) as state, _until_signal():
+        _check(request)
+        _serve(request, state)
+
+
+def _serve(request: Request, state: "_State") -> None:
     with (
-        _only_one(request.home) as state,
-        _until_signal(),
         LocalRedis(request.workspace / "redis", persistent=True) as redis,
     ):
         state.add(redis.pid)
@@ -71,7 +78,11 @@ def up(request: Request) -> None:
         with _gateway(request, workspace, state) as gateway:
             url = f"http://127.0.0.1:{request.port}"
             _wait_ready(gateway, url, workspace)
-            _show(url, workspace)
+            try:
+                _show(url, workspace)
+            except OSError as exc:
+                log = workspace.root / "gateway.log"
+                raise RapportError(f"the gateway did not answer ({exc}); its log is {log}") from exc
             code = gateway.wait()
     raise RapportError(f"the gateway stopped with code {code}; its log is {workspace.root / 'gateway.log'}")
 
@@ -164,7 +175,7 @@ def _until_signal() -> Iterator[None]:
 
 
 def _check(request: Request) -> None:
-    if request.data is not None and not request.data.is_file():
+    if request.data is not None and not request.data.exists():
         raise RapportError(f"there is no file {request.data}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -174,7 +185,6 @@ def _check(request: Request) -> None:
             raise RapportError(
                 f"port {request.port} is in use: end what listens there, or choose another with PORT=..."
             ) from exc
-    request.home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(request.home).free
     if free < MIN_FREE_BYTES:
         raise RapportError(
@@ -184,9 +194,13 @@ def _check(request: Request) -> None:
 
 def _prepare(request: Request, redis: str, state: _State) -> None:
     stamps = Stamps(request.workspace, request.parameters)
-    if _is_empty(redis):
-        stamps.forget("materialize")
-    stale = stamps.stale()
+    with _client(redis) as store:
+        if store.dbsize() == 0:
+            stamps.forget("materialize")
+        stale = stamps.stale()
+        if "materialize" in stale:
+            # This store is `up`'s own: customers of events that are gone must not be answered from it.
+            store.flushdb()
     if not stale:
         _say("events, features, model and online store are still valid: nothing to rebuild")
         return
@@ -200,15 +214,15 @@ def _prepare(request: Request, redis: str, state: _State) -> None:
     _say(f"prepared in {time.monotonic() - started:.0f} s")
 
 
-def _is_empty(redis: str) -> bool:
-    host, _, port = redis.rpartition(":")
-    with Redis(host, int(port)) as client:
-        return int(client.dbsize()) == 0
+def _client(address: str) -> Redis:
+    host, _, port = address.rpartition(":")
+    return Redis(host, int(port))
 
 
 @contextmanager
 def _gateway(request: Request, workspace: Workspace, state: _State) -> Iterator[subprocess.Popen[bytes]]:
-    environment = os.environ | {
+    # Not the shell's RAPPORT_*: keys or another port would make what `up` prints untrue.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAPPORT_")} | {
         "RAPPORT_HOST": "127.0.0.1",
         "RAPPORT_PORT": str(request.port),
         "RAPPORT_MODELS": str(workspace.models),
@@ -228,8 +242,8 @@ def _child(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with this one. Its own session: Ctrl-C reaches the supervisor, which ends it in order."""
     process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env=environment, start_new_session=True)  # noqa: S603
-    state.add(process.pid)
     try:
+        state.add(process.pid)
         yield process
     finally:
         if process.poll() is None:
@@ -265,7 +279,7 @@ def _show(url: str, workspace: Workspace) -> None:
     ):
         sent = json.dumps(body)
         request = urllib.request.Request(  # noqa: S310  (our own loopback address)
-            url + path, sent.encode(), {"Content-Type": "application/json"}
+            url + path, sent.encode(), {"Content-Type": "application/json", "X-Deadline-Ms": SHOWN_DEADLINE_MS}
         )
         with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
             answer = json.dumps(json.load(response), indent=2)

@@ -124,6 +124,7 @@ def own_source(name: str, raw: ir.Table, currency: str) -> Source:
         ("no customer", customer.isnull() | (customer == "")),
         ("no time", ts.isnull()),
         ("unknown type", table.type.isnull() | table.type.notin(EVENT_TYPES)),
+        ("quantity not a whole number", goods & table.quantity.notnull() & quantity.isnull()),
         ("quantity not positive", goods & (quantity <= 0)),
         ("no amount", goods & amount.isnull()),
         ("amount not positive", ((table.type == "purchase") & (amount <= 0)) | (goods & (amount < 0))),
@@ -166,6 +167,9 @@ def take_over(
     reasons = list(source.reasons)
     if as_of is not None:
         reasons.append(("at or after as_of", source.ts >= ibis.literal(as_of, type=EVENT_SCHEMA["ts"])))
+    else:
+        # The last event decides as_of: one with a mistyped year would move everybody's features there.
+        reasons.append(("in the future", source.ts > ibis.literal(datetime.now(UTC), type=EVENT_SCHEMA["ts"])))
     copies = ibis.row_number().over(ibis.window(group_by=source.raw.columns))
     reasons.append(("duplicate", copies > 0))
     cases = [(condition, ibis.literal(reason)) for reason, condition in reasons]

@@ -29,7 +29,8 @@ def materialize(
 ) -> Mapping[str, int]:
     """Writes the newest row at or before `as_of` of every customer, by default at the data set's own as_of.
 
-    Rows already there are replaced, also newer ones: what is online afterwards is what was known at `as_of`.
+    Rows already there are replaced, also newer ones. Rows of customers that these features do not have stay: whoever
+    puts another data set into the same store empties it first, as `rapport up` does with its own.
     Returns view -> rows written. Raises MaterializeError.
     """
     as_of = as_of or workspace.dataset().as_of
@@ -51,7 +52,9 @@ def materialize(
             for view in tqdm(views, desc="materialize", unit=" views", disable=not progress):
                 store.materialize(start, as_of, feature_views=[view])
     except redis.RedisError as exc:
-        raise MaterializeError(f"the online store at {workspace.redis} does not take writes: {exc}") from exc
+        # The options behind the address may hold a password.
+        address = workspace.redis.partition(",")[0]
+        raise MaterializeError(f"the online store at {address} does not take writes: {exc}") from exc
     return written
 
 

@@ -49,8 +49,19 @@ def apply(workspace: Workspace, repo: Path = REPO, service: str = SERVICE) -> Fe
             source.file_options.uri = str(workspace.root.resolve() / source.path)
     store.apply(objects)
     schema = compile_schema(store, service)
-    workspace.schema_file.write_bytes(msgspec.json.format(msgspec.json.encode(schema), indent=1))
+    workspace.schema_file.write_bytes(_json(schema))
     return schema
+
+
+def compile_project(repo: Path, service: str) -> bytes:
+    """The schema of a Feast project of the user's own, as it is registered, as JSON. Raises SchemaError."""
+    if not (repo / "feature_store.yaml").is_file():
+        raise SchemaError(f"{repo} has no feature_store.yaml: it is not a Feast project")
+    return _json(compile_schema(FeatureStore(repo_path=str(repo)), service))
+
+
+def _json(schema: FeatureSchema) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(schema), indent=1)
 
 
 def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema:

@@ -1,6 +1,7 @@
 """In-process ONNX Runtime."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,8 +52,9 @@ class EmbeddedBackend:
             raise BackendUnavailable(f"{name} is not loaded")
         pool = self.explanations if name.endswith(".explain") else self.scores
         rows = EXPLAINED_ROWS if pool is self.explanations else len(tensors["numeric"])
+        ends = time.monotonic() + timeout_s
         async with asyncio.timeout(timeout_s):
-            return await asyncio.get_running_loop().run_in_executor(pool, _run, session, tensors, rows)
+            return await asyncio.get_running_loop().run_in_executor(pool, _run, session, tensors, rows, ends)
 
     async def close(self) -> None:
         self.sessions.clear()
@@ -60,15 +62,17 @@ class EmbeddedBackend:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(session: ort.InferenceSession, tensors: Tensors, rows: int) -> Tensors:
-    """Runs `rows` rows at a time, one after the other."""
+def _run(session: ort.InferenceSession, tensors: Tensors, rows: int, ends: float) -> Tensors:
+    """Runs `rows` rows at a time, one after the other; none is started after `ends` (monotonic)."""
     names = [output.name for output in session.get_outputs()]
     starts = range(0, len(tensors["numeric"]), max(rows, 1))
-    try:
-        slices = [
-            session.run(names, {name: tensor[start : start + rows] for name, tensor in tensors.items()})
-            for start in starts
-        ]
-    except Exception as exc:  # ONNX Runtime's errors share no base but Exception
-        raise BackendUnavailable(f"ONNX Runtime: {exc}") from exc
+    slices = []
+    for start in starts:
+        if time.monotonic() >= ends:
+            raise TimeoutError
+        part = {name: tensor[start : start + rows] for name, tensor in tensors.items()}
+        try:
+            slices.append(session.run(names, part))
+        except Exception as exc:  # ONNX Runtime's errors share no base but Exception
+            raise BackendUnavailable(f"ONNX Runtime: {exc}") from exc
     return {name: np.concatenate(parts) for name, parts in zip(names, zip(*slices, strict=True), strict=True)}

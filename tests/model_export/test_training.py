@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from feature_client.schema import MISSING, UNSEEN
@@ -8,8 +9,8 @@ from model_export.evaluate import evaluate, expected_calibration_error
 from model_export.inputs import Inputs
 from model_export.network import Network
 from model_export.pipeline import Run
-from model_export.rows import Dataset
-from model_export.train import predict, train
+from model_export.rows import Dataset, Rows
+from model_export.train import TrainingError, predict, train
 from model_export.verify import hostile_rows
 
 
@@ -37,6 +38,14 @@ def test_labels_of_rows_for_which_a_task_is_not_defined_change_nothing(dataset: 
     honest = train(few, seed=3, epochs=1)
     told = train(replace(few, train=replace(few.train, labels=lies)), seed=3, epochs=1)
     np.testing.assert_array_equal(predict(honest, dataset.test), predict(told, dataset.test))
+
+
+def test_a_loss_that_is_never_finite_is_no_model(dataset: Dataset) -> None:
+    def spoiled(rows: Rows) -> Rows:
+        return replace(rows, labels=np.where(np.arange(len(rows))[:, None] == 0, np.nan, rows.labels))
+
+    with pytest.raises(TrainingError, match="never reached a finite loss"):
+        train(replace(dataset, train=spoiled(dataset.train), validation=spoiled(dataset.validation)), seed=0, epochs=1)
 
 
 def test_training_repeats_for_a_seed(dataset: Dataset) -> None:

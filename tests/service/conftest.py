@@ -9,6 +9,7 @@ import pytest
 import requests
 from redis import Redis
 
+from feature_client.online.reader import FeatureReader
 from feature_client.release import Release
 from service.app import create_app
 from service.backends import Backend
@@ -101,9 +102,15 @@ def start(release: Release, redis_url: str) -> Iterator[Start]:
     """Starts gateways: `start(deadline_ms=10)` gives a URL; settings are the defaults otherwise."""
     with ExitStack() as stack:
 
-        def begin(backend: Backend | None = None, *, ready: bool = True, **settings: object) -> str:
+        def begin(
+            backend: Backend | None = None,
+            *,
+            reader: FeatureReader | None = None,
+            ready: bool = True,
+            **settings: object,
+        ) -> str:
             given = {"models": release.root, "redis": redis_url, "as_of": AS_OF, "release_poll_s": 0.05} | settings
-            url = stack.enter_context(running(create_app(Settings(**given), backend=backend)))  # type: ignore[arg-type]
+            url = stack.enter_context(running(create_app(Settings(**given), backend=backend, reader=reader)))  # type: ignore[arg-type]
             if ready:
                 wait_ready(url)
             return url

@@ -9,6 +9,7 @@ import pytest
 from service.auth import Key, Keyring, KeysError, add_key, token_digest
 from service.errors import Forbidden, QuotaExceeded, Unauthenticated
 
+DIGEST = token_digest("right")
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
@@ -91,8 +92,18 @@ def test_a_quota_refuses_what_is_over_it_and_only_for_its_key() -> None:
     [
         ("[[keys]", "keys.toml"),
         ('[[keys]]\nname = "a"', "sha256"),
-        ('[[keys]]\nname = "a"\nsha256 = "b"\nscopes = ["root"]', "unknown scopes root"),
-        ('[[keys]]\nname = "a"\nsha256 = "b"\nscopes = []\nexpires = 2030-01-01T00:00:00', "no time zone"),
+        ('[[keys]]\nname = "a"\nsha256 = "B"\nscopes = []', "sha256"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\nscopes = ["root"]', "unknown scopes root"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\nscopes = []\nexpires = 2030-01-01T00:00:00', "no time zone"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\nscopes = []\nrequests_per_second = nan', "per_second"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\nscopes = []\nrequests_per_second = 0.0', "per_second"),
+        (
+            (
+                f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\nscopes = []\n'
+                f'[[keys]]\nname = "b"\nsha256 = "{DIGEST}"\nscopes = []'
+            ),
+            "same sha256",
+        ),
     ],
 )
 def test_a_broken_keys_file_is_said_and_where(tmp_path: Path, content: str, said: str) -> None:
@@ -101,6 +112,21 @@ def test_a_broken_keys_file_is_said_and_where(tmp_path: Path, content: str, said
 
     with pytest.raises(KeysError, match=said):
         Keyring.from_file(path)
+
+
+def test_a_new_key_leaves_the_file_to_those_who_could_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    add_key(path, "one", ("predict",))
+    path.chmod(0o644)
+    add_key(path, "two", ("predict",))
+
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in tmp_path.iterdir()] == ["keys.toml"]
+
+
+def test_a_keys_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeysError, match="cannot be written"):
+        add_key(tmp_path / "nowhere" / "keys.toml", "app", ("predict",))
 
 
 def test_a_missing_keys_file_is_an_error_not_an_open_door(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What an operator sees: health, metrics, request ids, logs, documentation, reloads, and what is dropped."""
 
+import asyncio
 import json
 import logging
 import shutil
@@ -17,8 +18,12 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_client.online.local_redis import LocalRedis
+from feature_client.online.memory import MemoryReader
 from feature_client.release import Release
 from service import logs
+from service.backends.embedded import EmbeddedBackend
+from service.metrics import Metrics
+from service.releases import Releases
 from tests.model_export.tiny_release import AS_OF, build_tiny_release, tiny_run
 from tests.service.conftest import Start, wait_ready
 from tests.service.test_errors import golden
@@ -218,6 +223,13 @@ def two_releases(release: Release, tmp_path_factory: pytest.TempPathFactory) -> 
     return build_tiny_release(root, tiny_run(rows=1_000, seed=1, epochs=1))
 
 
+@pytest.fixture(scope="module")
+def three_releases(two_releases: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    root = tmp_path_factory.mktemp("three")
+    shutil.copytree(two_releases.root, root, dirs_exist_ok=True)
+    return build_tiny_release(root, tiny_run(rows=1_000, seed=2, epochs=1))
+
+
 def answered_by(url: str) -> str:
     answer = requests.post(f"{url}/v1/predict", json=GOOD, timeout=5).json()
     return str(answer["predictions"][0]["version"])
@@ -241,6 +253,86 @@ def test_a_promotion_and_a_rollback_need_no_restart(
     until(lambda: answered_by(url) == "2", "never promoted")
     set_champion(tmp_path, 1)
     until(lambda: answered_by(url) == "1", "never rolled back")
+
+
+def test_the_champion_before_stays_loaded_for_the_rollback_whatever_else_is_newer(
+    start: Start, customers: list[str], three_releases: Release, tmp_path: Path
+) -> None:
+    shutil.copytree(three_releases.root, tmp_path, dirs_exist_ok=True)
+    set_champion(tmp_path, 1)
+    url = start(models=tmp_path)
+    set_champion(tmp_path, 2)
+    until(lambda: answered_by(url) == "2", "never promoted")
+    shutil.rmtree(tmp_path / "engagement.1.explain")  # whatever is not loaded by now cannot be
+
+    assert requests.get(f"{url}/v1/models", timeout=5).json()["models"][0]["versions"] == ["1", "2"]
+    assert total(url, "rapport_release_info", version="1", role="standby") == 1
+    assert total(url, "rapport_release_info", version="3") == 0
+    set_champion(tmp_path, 1)
+    until(lambda: answered_by(url) == "1", "never rolled back")
+
+
+def test_a_broken_standby_is_reported_and_keeps_nobody_from_answering(
+    start: Start, customers: list[str], two_releases: Release, tmp_path: Path
+) -> None:
+    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "engagement.2" / "golden.npz").write_bytes(b"PK not quite")
+    set_champion(tmp_path, 1)
+    url = start(models=tmp_path)
+
+    assert answered_by(url) == "1"
+    assert requests.get(f"{url}/readyz", timeout=5).json()["last_reload"] == "failed"
+    assert total(url, "rapport_reload_failures_total") == 1
+
+
+def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_nothing_behind(
+    two_releases: Release, tmp_path: Path
+) -> None:
+    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "engagement.2.explain" / "1")
+    set_champion(tmp_path, 2)
+    backend = EmbeddedBackend()
+
+    async def look() -> None:
+        releases = Releases(tmp_path, backend, Metrics(), grace_s=0.0)
+        for _ in range(20):
+            await releases.refresh()
+        assert "missing" in str(releases.failure)
+        assert releases.served == {}
+        assert backend.sessions == {}
+        assert releases.metrics.registry.get_sample_value("rapport_reload_failures_total") == 1
+
+        shutil.copytree(
+            two_releases.root / "engagement.2.explain", tmp_path / "engagement.2.explain", dirs_exist_ok=True
+        )
+        while not releases.served:
+            await releases.refresh()
+            await asyncio.sleep(0.01)
+        assert set(backend.sessions) == releases.graphs()
+        set_champion(tmp_path, 1)
+        await releases.refresh()
+        for path in ("engagement.2", "engagement.2.explain"):
+            shutil.rmtree(tmp_path / path)
+        (tmp_path / "routes.toml").touch()
+        await releases.refresh()
+        assert releases.failure is None
+
+    asyncio.run(look())
+
+
+def test_a_client_in_a_hurry_is_no_store_that_is_down(start: Start, customers: list[str], release: Release) -> None:
+    reader = MemoryReader({}, delay_s=0.2)
+    url = start(reader=reader, redis_timeout_ms=1_000)
+
+    answer = requests.post(f"{url}/v1/predict", json=GOOD, headers={"X-Deadline-Ms": "20"}, timeout=5)
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    assert total(url, "rapport_dependency_up", dependency="feature_store") == 1
+
+
+def test_a_path_with_a_slash_too_many_is_not_redirected(url: str) -> None:
+    answer = requests.post(f"{url}/v1/predict/", json=GOOD, timeout=5, allow_redirects=False)
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("damage", ["byte", "missing", "extra", "manifest", "routes"])
@@ -306,6 +398,7 @@ def test_serve_says_in_one_sentence_what_is_wrong(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "Address already in use" in said(RAPPORT_PORT=port)
+        assert "Address already in use" in said(RAPPORT_PORT="0", RAPPORT_METRICS_PORT=port)
     assert "binds loopback only" in said(RAPPORT_HOST="0.0.0.0")
     assert "keys file" in said(RAPPORT_KEYS_FILE=str(tmp_path / "none.toml"))
     assert "host:port" in said(RAPPORT_REDIS="nowhere")
@@ -314,13 +407,13 @@ def test_serve_says_in_one_sentence_what_is_wrong(tmp_path: Path) -> None:
 def test_what_is_in_flight_at_sigterm_is_answered(
     tmp_path: Path, release: Release, redis_url: str, customers: list[str]
 ) -> None:
-    with gateway_process(tmp_path, release, redis_url) as (process, url), ThreadPoolExecutor(4) as pool:
+    with gateway_process(tmp_path, release, redis_url) as (process, url), ThreadPoolExecutor(1) as pool:
         wait_ready(url)
         body = {"entities": [{"customer_id": "c1"}] * 32}
-        asked = [pool.submit(requests.post, f"{url}/v1/explain", json=body, timeout=30) for _ in range(2)]
-        until(lambda: total(url, "rapport_inflight", lane="explain") == 64, "never in flight")
+        asked = pool.submit(requests.post, f"{url}/v1/explain", json=body, timeout=30)
+        until(lambda: total(url, "rapport_inflight", lane="explain") == 32, "never in flight")
         process.terminate()
-        assert [answer.result().status_code for answer in asked] == [200, 200]
+        assert asked.result().status_code == 200
         process.wait(20)
 
 

@@ -100,6 +100,21 @@ def test_as_of_is_the_midnight_after_the_last_event_and_later_events_are_refused
     assert (dataset.events, dataset.rejected) == (1, {"at or after as_of": 1})
 
 
+def test_a_quantity_that_is_no_number_is_refused_not_taken_for_one(tmp_path: Path) -> None:
+    rows = [event(quantity=quantity, order_id=str(n)) for n, quantity in enumerate(["2", "abc", None])]
+    dataset = load(tmp_path, rows)
+
+    assert dataset.rejected == {"quantity not a whole number": 1}
+    assert dataset.events == 2
+
+
+def test_a_mistyped_year_does_not_move_everybody_into_the_future(tmp_path: Path) -> None:
+    dataset = load(tmp_path, [event(), event(ts=datetime(2999, 1, 1, tzinfo=UTC))])
+
+    assert dataset.rejected == {"in the future": 1}
+    assert dataset.as_of == datetime(2025, 3, 2, tzinfo=UTC)
+
+
 def test_a_directory_of_files_is_one_data_set(tmp_path: Path) -> None:
     (tmp_path / "days").mkdir()
     for number in range(3):

@@ -114,6 +114,16 @@ def test_a_declaration_that_cannot_be_served_is_named(tmp_path: Path, field: str
         compiled(tmp_path, field)
 
 
+def test_a_project_of_ones_own_is_compiled_as_it_is_registered(tmp_path: Path) -> None:
+    config = CONFIG.replace("${RAPPORT_WORKSPACE}", str(tmp_path / "workspace")).replace("${RAPPORT_REDIS}", "x:1")
+    schema = compiled(tmp_path, 'Field(name="city", dtype=String)', config=config)
+
+    printed = registry.compile_project(tmp_path / "repo", "drivers")
+    assert msgspec.json.decode(printed, type=FeatureSchema) == schema
+    with pytest.raises(SchemaError, match=r"no feature_store\.yaml"):
+        registry.compile_project(tmp_path, "drivers")
+
+
 def test_views_of_different_entities_are_not_one_model(tmp_path: Path) -> None:
     """Read as one, every key would be one that Feast never wrote: all customers unknown, in silence."""
     definitions = DEFINITIONS.replace(
