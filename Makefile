@@ -50,7 +50,7 @@ test-image: $(INSTALLED)
 system-packages: $(INSTALLED)
 	@if ! command -v promtool >/dev/null && [ ! -x $(BIN)/promtool ]; then \
 		if command -v apt-get >/dev/null && { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && \
-			cd $(VENV) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb promtool.deb; \
+			cd $(VENV) && apt-get -o APT::Sandbox::User=root download -qq prometheus && dpkg -x prometheus_*.deb promtool.deb; \
 		then mv promtool.deb/usr/bin/promtool bin/ && rm -rf promtool.deb prometheus_*.deb; \
 		else echo "promtool is missing: install Debian's package prometheus; without it its tests are skipped" >&2; fi; fi
 

@@ -105,7 +105,7 @@ def test_locust_finds_no_wrong_answer(visitor: Visitor) -> None:
 
 
 def test_a_second_up_meanwhile_is_refused(visitor: Visitor) -> None:
-    command = [sys.executable, "-m", "service.cli", "up", "--home", str(visitor.home), "--port", str(free_port())]
+    command = [sys.executable, "-m", "service.cli", "up", "--home", str(visitor.home), "--port", str(visitor.port)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert run.returncode == 1
