@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,22 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def shared_file(name: str) -> Path:
+    """A file of the real data set; without it the test is skipped (which fails in CI)."""
+    folder = Path(os.environ.get("RAPPORT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (folder / name).exists():
+        pytest.skip(f"the real data set is not there: {folder / name}; RAPPORT_DATA names its folder")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def retail_file() -> Path:
+    return shared_file("online_retail_ii.parquet")
+
+
+@pytest.fixture(scope="session")
+def sample_file() -> Path:
+    """300 customers of it."""
+    return shared_file("online_retail_ii_sample.parquet")

@@ -1,6 +1,5 @@
 """One `rapport up` for all end-to-end tests: as a visitor starts it, with few customers, every part real."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
 from feature_client.offline.workspace import Workspace
 
@@ -35,7 +33,8 @@ class Visitor:
 
     @property
     def workspace(self) -> Workspace:
-        return Workspace(self.home / "generated")
+        [root] = (path.parent for path in self.home.glob("*/dataset.json"))
+        return Workspace(root)
 
     @property
     def printed(self) -> str:
@@ -90,17 +89,3 @@ def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
 @pytest.fixture(scope="session")
 def customers(visitor: Visitor) -> list[str]:
     return visitor.workspace.customers.read_text().split()
-
-
-@pytest.fixture(autouse=True)
-def still_up(visitor: Visitor) -> None:
-    assert requests.get(f"{visitor.url}/livez", timeout=5).status_code == 200
-
-
-def dataset() -> Path | None:
-    """The real data set, where this machine has it."""
-    root = Path(__file__).parents[2]
-    for place in (os.environ.get("RAPPORT_DATA"), root.parent / "shared" / "data" / "online_retail_ii_sample.parquet"):
-        if place and Path(place).exists():
-            return Path(place)
-    return None

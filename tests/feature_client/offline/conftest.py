@@ -1,6 +1,5 @@
 """Small data sets, built once: 300 real customers, and 300 made-up ones."""
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,25 +15,6 @@ from feature_client.offline.workspace import Workspace
 from feature_client.schema import FeatureSchema
 
 CREATED = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-def shared_file(name: str) -> Path:
-    """A file of the real data set; without it the test is skipped (which fails in CI)."""
-    folder = Path(os.environ.get("RAPPORT_DATA") or Path(__file__).parents[4] / "shared" / "data")
-    if not (folder / name).exists():
-        pytest.skip(f"the real data set is not there: {folder / name}; RAPPORT_DATA names its folder")
-    return folder / name
-
-
-@pytest.fixture(scope="session")
-def retail_file() -> Path:
-    return shared_file("online_retail_ii.parquet")
-
-
-@pytest.fixture(scope="session")
-def sample_file() -> Path:
-    """300 customers of it."""
-    return shared_file("online_retail_ii_sample.parquet")
 
 
 @pytest.fixture(scope="session")
