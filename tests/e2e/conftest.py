@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Visitor:
 
     home: Path
     port: int
-    options: Sequence[str] = ("--customers", str(CUSTOMERS))
+    options: Sequence[str]
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -74,16 +75,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def visiting(home: Path, *options: str) -> Iterator[Visitor]:
+    """Up inside the block, with everything built that was not there."""
+    visitor = Visitor(home, free_port(), options)
+    try:
+        visitor.up()
+        yield visitor
+    finally:
+        if visitor.process is not None and visitor.process.poll() is None:
+            visitor.end()
+
+
 @pytest.fixture(scope="session")
 def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
-    """Up, with everything built from events that it made itself."""
-    one = Visitor(tmp_path_factory.mktemp("home"), free_port())
-    try:
-        one.up()
+    """Up on events that it made itself."""
+    with visiting(tmp_path_factory.mktemp("home"), "--customers", str(CUSTOMERS)) as one:
         yield one
-    finally:
-        if one.process is not None and one.process.poll() is None:
-            one.end()
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,15 @@ import duckdb
 import pytest
 import requests
 
-from tests.e2e.conftest import Visitor, free_port
+from tests.e2e.conftest import Visitor, visiting
 
 KNOWN = "17850"
 
 
 @pytest.fixture(scope="module")
 def visitor(tmp_path_factory: pytest.TempPathFactory, retail_file: Path) -> Iterator[Visitor]:
-    one = Visitor(tmp_path_factory.mktemp("retail"), free_port(), ("--data", str(retail_file)))
-    try:
-        one.up()
+    with visiting(tmp_path_factory.mktemp("retail"), "--data", str(retail_file)) as one:
         yield one
-    finally:
-        if one.process is not None and one.process.poll() is None:
-            one.end()
 
 
 def test_a_real_customer_is_answered_as_of_2011(visitor: Visitor, retail_file: Path) -> None:
