@@ -7,6 +7,7 @@ the only place where training and serving turn values into tensors: both call `F
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -92,15 +93,35 @@ class FeatureBatch:
     strings: object  [rows, stored categories], None where missing.
     event_times: float64 [rows, views], epoch seconds at which the row was computed, NaN where the view has no row.
     corrupt: (row, feature name) of values that are there but cannot be read; they count as missing.
+    refused: row -> why what the store answered for it cannot be used; such a row must not become a score.
     """
 
     numbers: FloatArray
     strings: npt.NDArray[np.object_]
     event_times: FloatArray
     corrupt: frozenset[tuple[int, str]] = frozenset()
+    refused: Mapping[int, str] = dataclass_field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.event_times)
+
+    def refusal(self, rows: slice) -> str | None:
+        """Why these rows cannot be scored; None where they can."""
+        return next((reason for row, reason in self.refused.items() if rows.start <= row < rows.stop), None)
+
+    @classmethod
+    def join(cls, parts: Sequence["FeatureBatch"]) -> "FeatureBatch":
+        """The rows of all parts, one after the other."""
+        starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        return cls(
+            np.concatenate([part.numbers for part in parts]),
+            np.concatenate([part.strings for part in parts]),
+            np.concatenate([part.event_times for part in parts]),
+            frozenset(
+                (start + row, name) for start, part in zip(starts, parts, strict=False) for row, name in part.corrupt
+            ),
+            {start + row: why for start, part in zip(starts, parts, strict=False) for row, why in part.refused.items()},
+        )
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def create_app(settings: Settings, *, reader: FeatureReader | None = None, backe
         Admission(lanes, metrics),
         replay_clock(settings.as_of) if settings.as_of else wall_clock,
         metrics,
-        Limits(settings.redis_timeout_ms / 1_000, settings.max_batch_rows, settings.batches_in_flight),
+        Limits(settings.max_batch_rows, settings.batches_in_flight),
     )
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
     endpoints = Endpoints(settings, keyring, predictor, releases, reader, metrics)

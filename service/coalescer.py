@@ -26,7 +26,8 @@ class _Member(Generic[Item, Result]):
 
 
 class Coalescer(Generic[Item, Result]):
-    """One queue and its batches. `run` answers a batch of items in their order, within the seconds it is given.
+    """One queue and its batches. `run` answers a batch of items in their order, within the seconds it is given; an
+    error among the answers is for that item alone.
 
     A batch never has more than `max_rows` rows, and at most `in_flight` batches run at once. A member whose client has
     gone or whose deadline has passed is left out before its batch starts; later it leaves alone and the batch goes on.
@@ -34,7 +35,7 @@ class Coalescer(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result]]],
+        run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result | Exception]]],
         *,
         max_rows: int,
         in_flight: int,
@@ -46,7 +47,10 @@ class Coalescer(Generic[Item, Result]):
         self.running: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item, rows: int, deadline: Deadline) -> Result:
-        """Raises what `run` raised for the batch; TimeoutError or DeadlineExceeded when the deadline passes first."""
+        """Raises what `run` raised for the batch or answered for this item.
+
+        Raises TimeoutError or DeadlineExceeded when the deadline passes first.
+        """
         left_s = deadline.left_s()
         loop = asyncio.get_running_loop()
         member = _Member[Item, Result](item, rows, deadline, loop.create_future())
@@ -94,5 +98,9 @@ class Coalescer(Generic[Item, Result]):
                     member.answer.set_exception(exc)
             return
         for member, result in zip(batch, results, strict=True):
-            if not member.answer.done():
+            if member.answer.done():
+                continue
+            if isinstance(result, Exception):
+                member.answer.set_exception(result)
+            else:
                 member.answer.set_result(result)

@@ -135,9 +135,12 @@ class Endpoints:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception; the statuses are in errors.py."""
-    if isinstance(error, HTTPException):
-        error = MethodNotAllowed() if error.status_code == 405 else NotFound()
-    return problem_response(error, Exchange.of(request))
+    exchange = Exchange.of(request)
+    if not isinstance(error, HTTPException):
+        return problem_response(error, exchange)
+    response = problem_response(MethodNotAllowed() if error.status_code == 405 else NotFound(), exchange)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def decode(body: bytes, kind: type[Body]) -> Body:

@@ -59,7 +59,6 @@ class Trace:
 class Limits:
     """Seconds and rows; see Settings for how to choose."""
 
-    store_timeout_s: float
     batch_rows: int
     batches_in_flight: int
 
@@ -146,14 +145,14 @@ class Predictor:
             live = self.releases.graphs()
             self.queues = {graph: queue for graph, queue in self.queues.items() if graph in live}
 
-            async def run(batch: Sequence[Work], seconds: float) -> list[Scored]:
+            async def run(batch: Sequence[Work], seconds: float) -> list[Scored | Exception]:
                 return await self._run(loaded, name, batch, seconds)
 
             rows = self.limits.batch_rows if lane == "predict" else MAX_EXPLAINED
             self.queues[name] = Coalescer(run, max_rows=rows, in_flight=self.limits.batches_in_flight)
         return self.queues[name]
 
-    async def _run(self, loaded: Loaded, name: str, batch: Sequence[Work], seconds: float) -> list[Scored]:
+    async def _run(self, loaded: Loaded, name: str, batch: Sequence[Work], seconds: float) -> list[Scored | Exception]:
         """One feature read and one inference for the whole batch."""
         ends = time.monotonic() + seconds
         contract = loaded.release.contract
@@ -162,19 +161,23 @@ class Predictor:
         trace = Trace()
         as_of = self.clock()
         with trace.stage("features"):
-            stored = await self._fetch(loaded, entities, min(seconds, self.limits.store_timeout_s))
+            stored = await self._fetch(loaded, entities, seconds)
             overrides = [values for work in batch for values in work.overrides]
             encoded = contract.schema.encode(stored, as_of, overrides)
         self.metrics.features(contract, encoded, as_of - stored.event_times)
         with trace.stage("infer"):
             outputs = await self.backend.infer(name, encoded.tensors, max(ends - time.monotonic(), 0.0))
             check_outputs(name, outputs, contract.outputs(len(entities), explained=name == loaded.release.explain_name))
-        answers, start = [], 0
+        answers: list[Scored | Exception] = []
+        start = 0
         for work in batch:
             rows = slice(start, start + len(work.entities))
+            start = rows.stop
+            if reason := stored.refusal(rows):
+                answers.append(FeatureStoreUnavailable(reason))
+                continue
             own = {output: values[rows] for output, values in outputs.items()}
             answers.append(Scored(as_of, encoded.rows(rows), own, trace.stages))
-            start = rows.stop
         return answers
 
     async def _fetch(self, loaded: Loaded, entities: Sequence[Entity], seconds: float) -> FeatureBatch:
@@ -182,7 +185,7 @@ class Predictor:
         try:
             stored = await self.reader.fetch(loaded.plan, entities, seconds)
         except FeatureStoreUnavailable as exc:
-            if seconds < self.limits.store_timeout_s and time.monotonic() - started >= seconds:
+            if time.monotonic() - started >= seconds:
                 # It was the requests' own time that ran out: nothing is known of the store.
                 raise DeadlineExceeded from exc
             self.metrics.dependency("feature_store", up=False)

@@ -62,6 +62,7 @@ class Releases:
         self.served: Mapping[str, Served] = {}
         self.failure: str | None = None
         self.standby_failure: str | None = None
+        self._fallback: str | None = None  # why another release than the champion answers
         self._seen: object = None
         self._broken: object = None
         self._retry_at = self._retry_wait_s = 0.0
@@ -107,15 +108,20 @@ class Releases:
         seen = await asyncio.to_thread(self._fingerprint)
         if seen == self._seen or (seen == self._broken and time.monotonic() < self._retry_at):
             return
+        self._fallback = None
         try:
             await self._load()
         except LOADING as exc:
-            again = seen == self._broken
-            self._retry_wait_s = min(2 * self._retry_wait_s, RETRY_AT_MOST_S) if again else RETRY_FIRST_S
-            self._broken, self._retry_at = seen, time.monotonic() + self._retry_wait_s
             self.failure = self._failed("release not loaded", exc, self.failure)
+        else:
+            # What answers in place of the champion is no success: the champion is tried again.
+            self.failure = self._fallback
+        if self.failure is None:
+            self._seen, self._broken = seen, None
             return
-        self._seen, self._broken, self.failure = seen, None, None
+        again = seen == self._broken
+        self._retry_wait_s = min(2 * self._retry_wait_s, RETRY_AT_MOST_S) if again else RETRY_FIRST_S
+        self._broken, self._retry_at = seen, time.monotonic() + self._retry_wait_s
 
     def _fingerprint(self) -> object:
         try:
@@ -139,7 +145,12 @@ class Releases:
         log.info("releases loaded", extra={"releases": {release.name: role for release, role in roles}})
 
     async def _serve(self, model: str, route: Route) -> Served:
-        champion = await self._version(model, route.champion)
+        try:
+            champion = await self._version(model, route.champion)
+        except LOADING as exc:
+            if model in self.served:
+                raise
+            route, champion = await self._last_good(model, route, exc)
         versions = {champion.release.version: champion}
         self.standby_failure = None
         if (standby := await asyncio.to_thread(self._standby, model, route)) is not None:
@@ -149,6 +160,19 @@ class Releases:
                 # The champion answers; a broken neighbour must not keep it from doing so.
                 self.standby_failure = self._failed(f"standby {model}.{standby} not loaded", exc, None)
         return Served(route, versions)
+
+    async def _last_good(self, model: str, route: Route, error: Exception) -> tuple[Route, Loaded]:
+        """At a cold start with a broken champion: the newest other release that is whole. Raises `error` for none."""
+        for version in reversed(await asyncio.to_thread(list_versions, self.root, model)):
+            if version != route.champion:
+                try:
+                    loaded = await self._version(model, version)
+                except LOADING:
+                    continue
+                self._fallback = self._failed(f"champion {model}.{route.champion} not loaded", error, None)
+                log.error("an older release answers", extra={"release": loaded.release.name})
+                return Route(champion=version, unknown=route.unknown), loaded
+        raise error
 
     def _standby(self, model: str, route: Route) -> int | None:
         """The version that a rollback goes to: the champion before this one, else the newest other."""

@@ -37,10 +37,12 @@ class Settings(BaseSettings):
     body_timeout_ms: int = Field(5_000, ge=1, description="A request body slower than this is answered 408.")
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="A larger body is answered 413.")
     redis_timeout_ms: int = Field(
-        50, ge=1, description="Longest wait for one reply of the online store. A few times its p99.9, not more."
+        50,
+        ge=1,
+        description="Longest wait for one reply (up to 200 entities) of the online store: a few times its p99.9.",
     )
     max_inflight_rows: int = Field(
-        8_000, ge=1_000, description="Entities admitted and not yet answered; beyond it, 503. Bounds memory and queues."
+        4_000, ge=1_000, description="Entities admitted and not yet answered; beyond it, 503. Bounds memory and queues."
     )
     max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
     max_batch_rows: int = Field(1_024, ge=1_000, description="Entities in one feature read and one inference.")
@@ -57,6 +59,12 @@ class Settings(BaseSettings):
         if as_of is not None and as_of.tzinfo is None:
             raise ValueError("write the instant with its time zone, for example 2011-09-01T00:00:00Z")
         return as_of
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "Settings":
+        if self.metrics_port is not None and self.metrics_port == self.port:
+            raise ValueError("RAPPORT_METRICS_PORT is the API's port: leave it unset, or give it a port of its own")
+        return self
 
     @model_validator(mode="after")
     def _only_loopback_without_keys(self) -> "Settings":

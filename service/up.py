@@ -22,10 +22,12 @@ from redis import Redis
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.online.local_redis import LocalRedis
+from feature_client.release import read_release, read_routes
 from service.steps import Stamps
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+WATCH_S = 0.5
 SHOWN_DEADLINE_MS = "30000"
 """The first requests show that it works, also on a machine that is busy with something else."""
 
@@ -83,8 +85,10 @@ def _serve(request: Request, state: "_State") -> None:
             except OSError as exc:
                 log = workspace.root / "gateway.log"
                 raise RapportError(f"the gateway did not answer ({exc}); its log is {log}") from exc
-            code = gateway.wait()
-    raise RapportError(f"the gateway stopped with code {code}; its log is {workspace.root / 'gateway.log'}")
+            while gateway.poll() is None and redis.is_running:
+                time.sleep(WATCH_S)
+    what = f"the gateway stopped with code {gateway.returncode}" if redis.is_running else "its redis-server stopped"
+    raise RapportError(f"{what}; the logs are in {workspace.root}")
 
 
 def down(home: Path) -> list[int]:
@@ -197,6 +201,8 @@ def _prepare(request: Request, redis: str, state: _State) -> None:
     with _client(redis) as store:
         if store.dbsize() == 0:
             stamps.forget("materialize")
+        if not _is_whole(Workspace(request.workspace)):
+            stamps.forget("publish")
         stale = stamps.stale()
         if "materialize" in stale:
             # This store is `up`'s own: customers of events that are gone must not be answered from it.
@@ -212,6 +218,16 @@ def _prepare(request: Request, redis: str, state: _State) -> None:
         # The step said what was wrong, in one sentence, where everyone can read it.
         raise RapportError(f"not up: preparing failed with code {code}")
     _say(f"prepared in {time.monotonic() - started:.0f} s")
+
+
+def _is_whole(workspace: Workspace) -> bool:
+    """The champion of every route is there, undamaged."""
+    try:
+        for model, route in read_routes(workspace.models).items():
+            read_release(workspace.models, model, route.champion)
+    except RapportError:
+        return False
+    return True
 
 
 def _client(address: str) -> Redis:
@@ -260,13 +276,13 @@ def _wait_ready(gateway: subprocess.Popen[bytes], url: str, workspace: Workspace
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if gateway.poll() is not None:
-            raise RapportError(f"the gateway did not start: {_last_line(log)}")
+            raise RapportError(f"the gateway did not start: {_last_words(log)}")
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=5):  # noqa: S310  (our own loopback address)
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise RapportError(f"the gateway was not ready after {READY_TIMEOUT_S:.0f} s: {_last_line(log)}")
+    raise RapportError(f"the gateway was not ready after {READY_TIMEOUT_S:.0f} s: {_last_words(log)}")
 
 
 def _show(url: str, workspace: Workspace) -> None:
@@ -287,8 +303,14 @@ def _show(url: str, workspace: Workspace) -> None:
     _say(f"serving on {url} (docs: {url}/docs, metrics: {url}/metrics), until Ctrl-C")
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
+    """The last fault in the gateway's log, else its last line."""
     lines = log.read_text(errors="replace").strip().splitlines()
+    for line in reversed(lines):
+        with suppress(json.JSONDecodeError, AttributeError):
+            event = json.loads(line)
+            if event.get("level") == "ERROR":
+                return f"{event['event']}: {event.get('reason', event.get('exc_info', ''))}"
     return lines[-1] if lines else "its log is empty"
 
 

@@ -40,6 +40,8 @@ EVENT_SCHEMA = ibis.schema(
 """A purchase or return is one event a line. Of the columns only customer_id, ts and type must be there."""
 
 GOODS = ("purchase", "return")
+MAX_ID_CHARACTERS = 128
+"""What UTF-8 never makes longer than the 512 bytes that the gateway takes as an id."""
 
 
 class EventsError(RapportError):
@@ -86,8 +88,8 @@ def load_events(
             if path.suffix.lower() == ".xlsx":
                 files = [retail.workbook_to_parquet(path, directory / "workbook.parquet")]
             raw = connection.read_parquet([str(file) for file in files])
-        source = retail.source(raw) if retail.recognises(raw) else own_source(path.stem, raw, currency)
         with _translated(path):
+            source = retail.source(raw) if retail.recognises(raw) else own_source(path.stem, raw, currency)
             return take_over(workspace, connection, source, as_of, progress=progress)
 
 
@@ -101,7 +103,8 @@ def own_source(name: str, raw: ir.Table, currency: str) -> Source:
     if raw.ts.type().is_numeric():
         raise EventsError(f"{name}: ts holds numbers; it must hold timestamps, so that their unit is no guess")
     added = {column: ibis.null(kind) for column, kind in EVENT_SCHEMA.items() if column not in raw.columns}
-    table = raw.mutate(**added)
+    # An empty column of pandas is of any type: as text it is compared, not refused as a whole.
+    table = raw.mutate(**added).mutate(type=lambda rows: _text(rows.type))
 
     def to_events(rows: ir.Table) -> ir.Table:
         sold = rows.type.isin(GOODS)
@@ -121,7 +124,8 @@ def own_source(name: str, raw: ir.Table, currency: str) -> Source:
     customer, ts, goods = _text(table.customer_id), table.ts.try_cast(EVENT_SCHEMA["ts"]), table.type.isin(GOODS)
     quantity, amount = table.quantity.try_cast("int64"), table.amount.try_cast(EVENT_SCHEMA["amount"])
     reasons = [
-        ("no customer", customer.isnull() | (customer == "")),
+        ("no customer", customer.isnull() | (customer.strip() == "")),
+        ("customer id too long", customer.length() > MAX_ID_CHARACTERS),
         ("no time", ts.isnull()),
         ("unknown type", table.type.isnull() | table.type.notin(EVENT_TYPES)),
         ("quantity not a whole number", goods & table.quantity.notnull() & quantity.isnull()),
@@ -252,6 +256,6 @@ def _midnight_after(instant: datetime) -> datetime:
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except (duckdb.Error, OSError) as exc:
+    except (duckdb.Error, ibis.IbisError, OSError) as exc:
         reason = str(exc).splitlines()[0]
         raise EventsError(f"{path.name} cannot be taken over: {reason}") from exc

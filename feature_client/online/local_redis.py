@@ -75,6 +75,10 @@ class LocalRedis:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> Path:
         return self.directory / "redis.log"
 

@@ -1,21 +1,25 @@
 """Features from Feast's Redis: one round trip a batch, decoded strictly."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from feature_client.online.connection import connect, parse
-from feature_client.online.decoding import Reply, WrongEntity, decode
+from feature_client.online.decoding import Refusal, Reply, decode
 from feature_client.online.plan import Entity, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.schema import FeatureBatch
 
 TIMEOUT_S = 0.05
+CHUNK = 200
+"""Entities of one round trip: between two of them other reads and requests get their turn on the event loop."""
 
 Answer = TypeVar("Answer")
 
@@ -25,6 +29,7 @@ class RedisReader:
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
+        self._reads: Counter[Redis] = Counter()
 
     @classmethod
     def from_connection_string(cls, text: str, timeout_s: float = TIMEOUT_S) -> "RedisReader":
@@ -37,62 +42,92 @@ class RedisReader:
     async def fetch(self, plan: ReadPlan, entities: Sequence[Entity], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
         keys = plan.keys(entities)
-        replies = await self._read(plan, list(dict.fromkeys(key.redis_key for key in keys)), timeout_s)
-        try:
-            return decode(plan, keys, [replies[key.redis_key] for key in keys])
-        except WrongEntity:
-            await self._drop_connections()
-            raise
+        ends = time.monotonic() + timeout_s
+        parts = []
+        for start in range(0, max(len(keys), 1), CHUNK):
+            chunk = keys[start : start + CHUNK]
+            replies = await self._read(plan, list(dict.fromkeys(key.redis_key for key in chunk)), ends)
+            parts.append(decode(plan, chunk, [replies[key.redis_key] for key in chunk]))
+        batch = FeatureBatch.join(parts)
+        if batch.refused:
+            await self._renew(self.redis)
+        return batch
 
     async def ping(self, timeout_s: float) -> None:
         """See FeatureReader."""
-        await self._ask(lambda: self.redis.execute_command("PING"), timeout_s)  # type: ignore[no-untyped-call]
+        await self._ask(lambda redis: redis.execute_command("PING"), timeout_s)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self.redis.aclose()
 
-    async def _read(self, plan: ReadPlan, keys: Sequence[bytes], timeout_s: float) -> dict[bytes, Reply]:
+    async def _read(self, plan: ReadPlan, keys: Sequence[bytes], ends: float) -> dict[bytes, Reply | Refusal]:
         if not keys:
             return {}
 
-        async def read() -> list[Any]:
-            pipeline = self.redis.pipeline(transaction=False)
+        async def read(redis: Redis) -> list[Any]:
+            pipeline = redis.pipeline(transaction=False)
             for key in keys:
                 pipeline.execute_command("HMGET", key, *plan.fields)
             # Errors come back in their places: raised, their messages would hold the keys.
             return await pipeline.execute(raise_on_error=False)
 
-        replies = await self._ask(read, timeout_s)
-        if error := next((reply for reply in replies if isinstance(reply, RedisError)), None):
+        replies = await self._ask(read, ends - time.monotonic())
+        # A key of another type is its own fault and no other's.
+        usable = [Refusal("Redis refused: WRONGTYPE") if _is_wrong_type(reply) else reply for reply in replies]
+        if error := next((reply for reply in usable if isinstance(reply, RedisError)), None):
             raise FeatureStoreUnavailable(_reason(error))
-        if len(replies) != len(keys) or not all(_answers(reply, len(plan.fields)) for reply in replies):
-            await self._drop_connections()
+        if len(usable) != len(keys) or not all(_answers(reply, len(plan.fields)) for reply in usable):
+            await self._renew(self.redis)
             raise FeatureStoreUnavailable("Redis sent something that is not the reply to what was asked")
-        return dict(zip(keys, replies, strict=True))
+        return dict(zip(keys, usable, strict=True))
 
-    async def _ask(self, command: Callable[[], Awaitable[Answer]], timeout_s: float) -> Answer:
+    async def _ask(self, command: Callable[[Redis], Awaitable[Answer]], timeout_s: float) -> Answer:
         """Runs `command`, and once more where its connection turns out to be closed; all within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
+                redis = self.redis
                 try:
-                    return await command()
+                    return await self._run(command, redis)
                 except RedisConnectionError as exc:
                     # Its sub-classes are refusals (LOADING, NOAUTH), to which asking again is no answer.
                     if type(exc) is not RedisConnectionError:
                         raise
-                    await self.redis.connection_pool.disconnect(inuse_connections=False)
-                    return await command()
+                    await self._renew(redis)
+                    return await self._run(command, self.redis)
         # ValueError: redis-py takes a malformed MOVED apart while it builds the error.
         except (RedisError, OSError, TimeoutError, ValueError) as exc:
             raise FeatureStoreUnavailable(_reason(exc)) from exc
 
-    async def _drop_connections(self) -> None:
-        """All of them: what else lies unread on a connection that answered something else is unknown."""
-        await self.redis.connection_pool.disconnect()
+    async def _run(self, command: Callable[[Redis], Awaitable[Answer]], redis: Redis) -> Answer:
+        self._reads[redis] += 1
+        try:
+            return await command(redis)
+        finally:
+            self._reads[redis] -= 1
+            await self._close_unused(redis)
+
+    async def _renew(self, redis: Redis) -> None:
+        """From now on reads take new connections: what else lies unread on the old ones is unknown.
+
+        Not closed under those who still read from them (redis-py then fails in ways of its own): the last one does.
+        """
+        if redis is self.redis:
+            pool = redis.connection_pool
+            self.redis = Redis.from_pool(ConnectionPool(pool.connection_class, **pool.connection_kwargs))
+        await self._close_unused(redis)
+
+    async def _close_unused(self, redis: Redis) -> None:
+        if redis is not self.redis and self._reads[redis] <= 0:
+            del self._reads[redis]
+            await redis.aclose()
+
+
+def _is_wrong_type(reply: object) -> bool:
+    return isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE")
 
 
 def _answers(reply: object, fields: int) -> bool:
-    return (
+    return isinstance(reply, Refusal) or (
         isinstance(reply, list)
         and len(reply) == fields
         and all(value is None or isinstance(value, bytes) for value in reply)

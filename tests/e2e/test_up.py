@@ -164,6 +164,25 @@ def test_down_leaves_no_process_and_a_second_up_builds_nothing(visitor: Visitor,
     visitor.up()
 
 
+def test_a_release_that_was_damaged_is_published_again(visitor: Visitor, customers: list[str]) -> None:
+    visitor.end()
+    for card in visitor.workspace.models.glob("*/card.md"):
+        card.write_text(card.read_text() + "x")
+    visitor.up()
+
+    assert "to do: publish" in visitor.said
+    assert predict(visitor, customers[:1]).predictions[0].status == "ok"
+
+
+def test_up_ends_in_a_sentence_when_its_redis_is_gone(visitor: Visitor) -> None:
+    [server] = [process for process in visitor.family() if process.name() == "redis-server"]
+    server.kill()
+    assert visitor.process is not None
+    assert visitor.process.wait(60) == 1
+    assert "its redis-server stopped" in visitor.said
+    visitor.up()
+
+
 def test_down_ends_what_a_killed_supervisor_left(visitor: Visitor) -> None:
     family = visitor.family()
     assert visitor.end(signal.SIGKILL) == -signal.SIGKILL

@@ -31,7 +31,9 @@ CONTRACT = Contract(
     model="engagement",
     schema=SCHEMA,
     tasks=(CHURN, SPEND),
-    explanation=Explanation("shapley-exact", 32, {"churn_90d": 0.1, "spend_90d": 20.0}, {"churn_90d": 0.0}),
+    explanation=Explanation(
+        "shapley-exact", 32, {"churn_90d": 0.1, "spend_90d": 20.0}, {"churn_90d": 0.0, "spend_90d": 0.0}
+    ),
     reference={"spend": Distribution(0.1, (0.0, 1.0)), "country": Distribution(0.0, shares={"France": 1.0})},
     training={"rows": "6000"},
     metrics={"churn_90d": {"auc": 0.8}},

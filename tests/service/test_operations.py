@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_client.online.local_redis import LocalRedis
 from feature_client.online.memory import MemoryReader
-from feature_client.release import Release
+from feature_client.release import Release, graph_file
 from service import logs
 from service.backends.embedded import EmbeddedBackend
 from service.metrics import Metrics
@@ -285,12 +285,31 @@ def test_a_broken_standby_is_reported_and_keeps_nobody_from_answering(
     assert total(url, "rapport_reload_failures_total") == 1
 
 
+def test_a_cold_start_with_a_broken_champion_comes_up_on_the_last_good_release(
+    start: Start, customers: list[str], two_releases: Release, tmp_path: Path
+) -> None:
+    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
+    set_champion(tmp_path, 2)
+    card = tmp_path / "engagement.2" / "card.md"
+    whole = card.read_bytes()
+    card.write_bytes(whole + b"x")
+    url = start(models=tmp_path)
+
+    assert answered_by(url) == "1"
+    assert requests.get(f"{url}/readyz", timeout=5).json()["last_reload"] == "failed"
+    card.write_bytes(whole)
+    until(lambda: answered_by(url) == "2", "the mended champion was not taken")
+    until(lambda: requests.get(f"{url}/readyz", timeout=5).json()["last_reload"] == "ok", "still failed")
+
+
 def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_nothing_behind(
     two_releases: Release, tmp_path: Path
 ) -> None:
-    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "engagement.2.explain" / "1")
+    for name in ("engagement.2", "engagement.2.explain"):
+        shutil.copytree(two_releases.root / name, tmp_path / name)
     set_champion(tmp_path, 2)
+    graph = graph_file(tmp_path / "engagement.2.explain")
+    shutil.move(graph, tmp_path / "aside")
     backend = EmbeddedBackend()
 
     async def look() -> None:
@@ -302,20 +321,12 @@ def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_not
         assert backend.sessions == {}
         assert releases.metrics.registry.get_sample_value("rapport_reload_failures_total") == 1
 
-        shutil.copytree(
-            two_releases.root / "engagement.2.explain", tmp_path / "engagement.2.explain", dirs_exist_ok=True
-        )
+        shutil.move(tmp_path / "aside", graph)
         while not releases.served:
             await releases.refresh()
             await asyncio.sleep(0.01)
-        assert set(backend.sessions) == releases.graphs()
-        set_champion(tmp_path, 1)
-        await releases.refresh()
-        for path in ("engagement.2", "engagement.2.explain"):
-            shutil.rmtree(tmp_path / path)
-        (tmp_path / "routes.toml").touch()
-        await releases.refresh()
         assert releases.failure is None
+        assert set(backend.sessions) == releases.graphs() == {"engagement.2", "engagement.2.explain"}
 
     asyncio.run(look())
 

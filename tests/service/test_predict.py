@@ -138,6 +138,28 @@ def test_a_row_of_somebody_else_is_refused(url: str, redis: "Redis", customers: 
     assert response.json()["code"] == "feature_store_unavailable"
 
 
+@pytest.mark.parametrize("damage", ["foreign", "type"])
+def test_a_bad_row_refuses_its_own_request_and_no_neighbour(
+    url: str, redis: "Redis", customers: list[str], release: Release, damage: str
+) -> None:
+    schema = release.contract.schema
+    if damage == "foreign":
+        redis.copy(key_of(schema, "c1"), key_of(schema, "bad"))  # type: ignore[arg-type]
+    else:
+        redis.set(key_of(schema, "bad"), "a string")
+
+    def ask(customer: str) -> int:
+        body = {"entities": [{"customer_id": customer}]}
+        return requests.post(f"{url}/v1/predict", json=body, timeout=10).status_code
+
+    asked = ["c1", "bad", "c2", "c3"] * 50
+    with ThreadPoolExecutor(8) as pool:
+        answered = list(zip(asked, pool.map(ask, asked), strict=True))
+
+    assert {status for customer, status in answered if customer == "bad"} == {503}
+    assert {status for customer, status in answered if customer != "bad"} == {200}
+
+
 def test_request_time_values_replace_stored_ones(url: str, customers: list[str]) -> None:
     [stored] = predict(url, "c1")["predictions"]
     [changed] = predict(url, "c1", features=[{"country": "Germany", "days_since_purchase": 90}])["predictions"]

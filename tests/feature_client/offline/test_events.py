@@ -108,6 +108,21 @@ def test_a_quantity_that_is_no_number_is_refused_not_taken_for_one(tmp_path: Pat
     assert dataset.events == 2
 
 
+@pytest.mark.parametrize("kind", [pa.int32(), pa.null(), pa.string()])
+def test_a_file_without_any_known_type_is_refused_in_a_sentence(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"customer_id": ["c1"], "ts": [NOON], "type": pa.array([None], kind)})
+    pq.write_table(table, tmp_path / "mine.parquet")
+
+    with pytest.raises(EventsError, match="no valid purchase"):
+        load_events(Workspace(tmp_path), tmp_path / "mine.parquet")
+
+
+def test_ids_that_could_never_be_asked_for_are_refused(tmp_path: Path) -> None:
+    dataset = load(tmp_path, [event(), event(customer_id="  "), event(customer_id="x" * 129)])
+
+    assert dataset.rejected == {"customer id too long": 1, "no customer": 1}
+
+
 def test_a_mistyped_year_does_not_move_everybody_into_the_future(tmp_path: Path) -> None:
     dataset = load(tmp_path, [event(), event(ts=datetime(2999, 1, 1, tzinfo=UTC))])
 

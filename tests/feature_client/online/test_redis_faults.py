@@ -60,7 +60,10 @@ async def reading(address: str, timeout_s: float = PATIENCE_S) -> AsyncIterator[
 
 
 async def fetch(reader: RedisReader, *customers: str, timeout_s: float = PATIENCE_S) -> FeatureBatch:
-    return await reader.fetch(PLAN, [{"customer_id": customer} for customer in customers], timeout_s)
+    batch = await reader.fetch(PLAN, [{"customer_id": customer} for customer in customers], timeout_s)
+    if reason := batch.refusal(slice(0, len(batch))):
+        raise FeatureStoreUnavailable(reason)
+    return batch
 
 
 async def fails(reader: RedisReader, customer: str = SECRET, timeout_s: float = PATIENCE_S) -> str:
