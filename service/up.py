@@ -71,9 +71,7 @@ def up(request: Request) -> None:
 
 
 def _serve(request: Request, state: "_State") -> None:
-    with (
-        LocalRedis(request.workspace / "redis", persistent=True) as redis,
-    ):
+    with LocalRedis(request.workspace / "redis", persistent=True) as redis:
         state.add(redis.pid)
         _prepare(request, redis.address, state)
         workspace = Workspace(request.workspace, redis.address)
