@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from feature_client.clock import Clock, to_iso
-from feature_client.online.reader import Entity, FeatureReader, FeatureStoreUnavailable
+from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
 from feature_client.schema import Encoded, FeatureBatch, Override
 from service.admission import Admission, Deadline
 from service.answers import explanations_of, predictions_of
@@ -22,9 +22,9 @@ NO_OVERRIDES: Mapping[str, Override] = {}
 
 @dataclass(frozen=True)
 class Work:
-    """What one request adds to a batch. overrides: one mapping an entity."""
+    """What one request adds to a batch, a key and a mapping an entity."""
 
-    entities: Sequence[Entity]
+    keys: Sequence[EntityKey]
     overrides: Sequence[Mapping[str, Override]]
 
 
@@ -88,17 +88,16 @@ class Predictor:
     ) -> PredictResponse:
         """Raises the errors of service/errors.py."""
         served, loaded = self._resolve(request, trace)
-        work = _work(request)
         if request.explain is None:
-            scored = await self._score(loaded, "predict", work, deadline, trace)
+            scored = await self._score(loaded, "predict", request, deadline, trace)
             return self._answer(request, served, loaded, scored, request_id, trace)
-        if len(work.entities) > MAX_EXPLAINED:
+        if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
         try:
-            scored = await self._score(loaded, "explain", work, deadline, trace)
+            scored = await self._score(loaded, "explain", request, deadline, trace)
         except Overloaded:
             # Reasons are shed first: the scores still come.
-            scored = await self._score(loaded, "predict", work, deadline, trace)
+            scored = await self._score(loaded, "predict", request, deadline, trace)
             response = self._answer(request, served, loaded, scored, request_id, trace)
             for prediction in response.predictions:
                 prediction.explanations = None
@@ -115,7 +114,7 @@ class Predictor:
         for position, task in enumerate(request.tasks or ()):
             if task not in known:
                 raise InvalidRequest(f"tasks[{position}]: not a task of this model")
-        scored = await self._score(loaded, "explain", _work(request), deadline, trace)
+        scored = await self._score(loaded, "explain", request, deadline, trace)
         return self._answer(request, served, loaded, scored, request_id, trace, request.tasks or known, request.top)
 
     def _resolve(self, request: PredictRequest | ExplainRequest, trace: Trace) -> tuple[Served, Loaded]:
@@ -124,15 +123,18 @@ class Predictor:
         trace.rows = len(request.entities)
         return served, loaded
 
-    async def _score(self, loaded: Loaded, lane: str, work: Work, deadline: Deadline, trace: Trace) -> Scored:
+    async def _score(
+        self, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, deadline: Deadline, trace: Trace
+    ) -> Scored:
         with trace.stage("admit"):
             # Before anything is batched: one request's mistake must not become its neighbours' error.
-            loaded.plan.check(work.entities)
+            work = Work(loaded.plan.keys(request.entities), _overrides(request))
             loaded.release.contract.schema.check_overrides(work.overrides)
-        with self.admission.admit(lane, len(work.entities)):
+        rows = len(work.keys)
+        with self.admission.admit(lane, rows):
             started = time.perf_counter()
             try:
-                scored = await self._queue(loaded, lane).submit(work, len(work.entities), deadline)
+                scored = await self._queue(loaded, lane).submit(work, rows, deadline)
             except TimeoutError as exc:
                 raise DeadlineExceeded from exc
             waited = time.perf_counter() - started - sum(scored.stages.values())
@@ -156,22 +158,22 @@ class Predictor:
         """One feature read and one inference for the whole batch."""
         ends = time.monotonic() + seconds
         contract = loaded.release.contract
-        entities = [entity for work in batch for entity in work.entities]
-        self.metrics.batch("infer", len(entities))
+        keys = [key for work in batch for key in work.keys]
+        self.metrics.batch("infer", len(keys))
         trace = Trace()
         as_of = self.clock()
         with trace.stage("features"):
-            stored = await self._fetch(loaded, entities, seconds)
+            stored = await self._fetch(loaded, keys, seconds)
             overrides = [values for work in batch for values in work.overrides]
             encoded = contract.schema.encode(stored, as_of, overrides)
         self.metrics.features(contract, encoded, as_of - stored.event_times)
         with trace.stage("infer"):
             outputs = await self.backend.infer(name, encoded.tensors, max(ends - time.monotonic(), 0.0))
-            check_outputs(name, outputs, contract.outputs(len(entities), explained=name == loaded.release.explain_name))
+            check_outputs(name, outputs, contract.outputs(len(keys), explained=name == loaded.release.explain_name))
         answers: list[Scored | Exception] = []
         start = 0
         for work in batch:
-            rows = slice(start, start + len(work.entities))
+            rows = slice(start, start + len(work.keys))
             start = rows.stop
             if reason := stored.refusal(rows):
                 answers.append(FeatureStoreUnavailable(reason))
@@ -180,10 +182,10 @@ class Predictor:
             answers.append(Scored(as_of, encoded.rows(rows), own, trace.stages))
         return answers
 
-    async def _fetch(self, loaded: Loaded, entities: Sequence[Entity], seconds: float) -> FeatureBatch:
+    async def _fetch(self, loaded: Loaded, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
         started = time.monotonic()
         try:
-            stored = await self.reader.fetch(loaded.plan, entities, seconds)
+            stored = await self.reader.fetch(loaded.plan, keys, seconds)
         except FeatureStoreUnavailable as exc:
             if time.monotonic() - started >= seconds:
                 # It was the requests' own time that ran out: nothing is known of the store.
@@ -218,16 +220,17 @@ class Predictor:
             return PredictResponse(contract.model, request_id, to_iso(scored.as_of), predictions)
 
 
-def _work(request: PredictRequest | ExplainRequest) -> Work:
+def _overrides(request: PredictRequest | ExplainRequest) -> Sequence[Mapping[str, Override]]:
+    """One mapping an entity."""
     rows = len(request.entities)
     features = request.features
     if features is None:
-        return Work(request.entities, [NO_OVERRIDES] * rows)
+        return [NO_OVERRIDES] * rows
     if isinstance(features, dict):
-        return Work(request.entities, [features] * rows)
+        return [features] * rows
     if len(features) != rows:
         raise InvalidRequest("features: one object for all entities, or a list with one for each")
-    return Work(request.entities, features)
+    return features
 
 
 def _reject(prediction: Prediction) -> None:

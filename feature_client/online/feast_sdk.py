@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feature_client.online.decoding import Reply, decode
-from feature_client.online.plan import Entity, EntityKey, ReadPlan
+from feature_client.online.plan import EntityKey, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.schema import FeatureBatch
 
@@ -38,9 +38,8 @@ class FeastReader:
 
         return cls(FeatureStore(repo_path=str(repo)))
 
-    async def fetch(self, plan: ReadPlan, entities: Sequence[Entity], timeout_s: float) -> FeatureBatch:
+    async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
-        keys = plan.keys(entities)
         distinct = list(dict.fromkeys(keys))
         if not distinct:
             return decode(plan, [], [])

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from feature_client.online.decoding import empty_batch
-from feature_client.online.plan import Column, Entity, ReadPlan
+from feature_client.online.plan import Column, EntityKey, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.schema import FeatureBatch
 
@@ -32,9 +32,8 @@ class MemoryReader:
         self.failure = failure
         self.delay_s = delay_s
 
-    async def fetch(self, plan: ReadPlan, entities: Sequence[Entity], timeout_s: float) -> FeatureBatch:
+    async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
-        keys = plan.keys(entities)
         await self.ping(timeout_s)
         batch = empty_batch(plan, len(keys))
         corrupt = set()

@@ -93,10 +93,6 @@ class ReadPlan:
         self._key_head = wire.entity_key_head(self._key_names)
         self._key_tail = schema.project.encode()
 
-    def check(self, entities: Sequence[Entity]) -> None:
-        """Raises EntityError where `keys` would."""
-        self.keys(entities)
-
     def keys(self, entities: Sequence[Entity]) -> list[EntityKey]:
         """Where the store holds each entity. Raises EntityError."""
         keys = []

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from feature_client.online.plan import Entity, EntityError, ReadPlan
+from feature_client.online.plan import Entity, EntityError, EntityKey, ReadPlan
 from feature_client.schema import FeatureBatch
 
-__all__ = ["Entity", "EntityError", "FeatureReader", "FeatureStoreUnavailable"]
+__all__ = ["Entity", "EntityError", "EntityKey", "FeatureReader", "FeatureStoreUnavailable"]
 
 
 class FeatureStoreUnavailable(Exception):
@@ -14,11 +14,11 @@ class FeatureStoreUnavailable(Exception):
 
 
 class FeatureReader(Protocol):
-    async def fetch(self, plan: ReadPlan, entities: Sequence[Entity], timeout_s: float) -> FeatureBatch:
-        """The stored values of `entities`, one row each, in their order; duplicates are allowed.
+    async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
+        """The stored values of `keys` (`plan.keys(entities)`), one row each, in their order; duplicates are allowed.
 
         Missing values, rows and entities are NaN or None, never an error.
-        Raises FeatureStoreUnavailable (after at most `timeout_s`) and EntityError.
+        Raises FeatureStoreUnavailable, after at most `timeout_s`.
         """
 
     async def ping(self, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from feature_client.online.connection import connect, parse
 from feature_client.online.decoding import Refusal, Reply, decode
-from feature_client.online.plan import Entity, ReadPlan
+from feature_client.online.plan import EntityKey, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.schema import FeatureBatch
 
@@ -39,9 +39,8 @@ class RedisReader:
         """
         return cls(connect(parse(text), timeout_s))
 
-    async def fetch(self, plan: ReadPlan, entities: Sequence[Entity], timeout_s: float) -> FeatureBatch:
+    async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
-        keys = plan.keys(entities)
         ends = time.monotonic() + timeout_s
         parts = []
         for start in range(0, max(len(keys), 1), CHUNK):

@@ -69,7 +69,8 @@ def test_http_objects_and_torch_give_the_same_scores(visitor: Visitor, customers
         reader, backend = RedisReader.from_connection_string(redis_of(visitor), 1.0), EmbeddedBackend()
         await backend.load(release.name, release.directory)
         entities = [{"customer_id": customer} for customer in asked]
-        stored = await reader.fetch(ReadPlan(schema), entities, 5.0)
+        plan = ReadPlan(schema)
+        stored = await reader.fetch(plan, plan.keys(entities), 5.0)
         encoded = schema.encode(stored, workspace.dataset().as_of.timestamp())
         outputs = await backend.infer(release.name, encoded.tensors, 5.0)
         await reader.close()

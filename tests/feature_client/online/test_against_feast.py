@@ -41,7 +41,8 @@ def read(redis_url: str, schema: FeatureSchema, entities: Sequence[Entity]) -> F
     async def scenario() -> FeatureBatch:
         reader = RedisReader.from_connection_string(redis_url, TIMEOUT_S)
         try:
-            return await reader.fetch(ReadPlan(schema), entities, TIMEOUT_S)
+            plan = ReadPlan(schema)
+            return await reader.fetch(plan, plan.keys(entities), TIMEOUT_S)
         finally:
             await reader.close()
 

@@ -29,7 +29,7 @@ def test_one_read_holds_all_views_with_their_times_and_ids() -> None:
 @pytest.mark.parametrize("entity", [{}, {"customer": "c"}, {"customer_id": "c", "account_id": "1"}])
 def test_an_entity_has_exactly_the_join_keys(entity: dict[str, str]) -> None:
     with pytest.raises(EntityError, match="exactly: customer_id") as caught:
-        ReadPlan(SHOP).check([{"customer_id": "c"}, entity])
+        ReadPlan(SHOP).keys([{"customer_id": "c"}, entity])
 
     assert caught.value.row == 1
 
@@ -37,7 +37,7 @@ def test_an_entity_has_exactly_the_join_keys(entity: dict[str, str]) -> None:
 @pytest.mark.parametrize("value", ["", "\ud800", "x\udfff", "x" * 513, "é" * 257])
 def test_ids_that_cannot_be_keys_are_refused_and_not_repeated(value: str) -> None:
     with pytest.raises(EntityError) as caught:
-        ReadPlan(SHOP).check([{"customer_id": value}])
+        ReadPlan(SHOP).keys([{"customer_id": value}])
 
     assert not value or value not in str(caught.value)
 
@@ -48,13 +48,13 @@ def test_ids_that_cannot_be_keys_are_refused_and_not_repeated(value: str) -> Non
 )
 def test_whole_number_ids_are_whole_numbers(value: str) -> None:
     with pytest.raises(EntityError, match="account_id takes a whole number"):
-        ReadPlan(ACCOUNTS).check([{"account_id": value}])
+        ReadPlan(ACCOUNTS).keys([{"account_id": value}])
 
 
 @pytest.mark.parametrize("value", ["2147483648", "-2147483649"])
 def test_int32_ids_have_their_range(value: str) -> None:
     with pytest.raises(EntityError, match="int32"):
-        ReadPlan(DEVICES).check([{"device_id": value}])
+        ReadPlan(DEVICES).keys([{"device_id": value}])
 
 
 def test_one_id_written_in_two_ways_is_one_key() -> None:

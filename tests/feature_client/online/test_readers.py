@@ -31,6 +31,8 @@ SCHEMA = schema_of(
     profile="customer_copy",
 ).with_vocabularies({"country": ["France", "Eire"], "city": ["Paris"]})
 
+PLAN = ReadPlan(SCHEMA)
+
 Rows = Mapping[str, ViewRow]
 
 FULL: Rows = {
@@ -81,7 +83,8 @@ def fetch(store: Store, *customers: str, schema: FeatureSchema = SCHEMA) -> Feat
     async def scenario() -> FeatureBatch:
         reader = store.reader()
         try:
-            return await reader.fetch(ReadPlan(schema), [{"customer_id": c} for c in customers], TIMEOUT_S)
+            plan = ReadPlan(schema)
+            return await reader.fetch(plan, plan.keys([{"customer_id": c} for c in customers]), TIMEOUT_S)
         finally:
             await reader.close()
 
@@ -240,7 +243,7 @@ def test_the_fake_fails_when_told_to_and_in_time_when_slow() -> None:
     async def scenario() -> None:
         for reader in (MemoryReader({}, failure="it is down"), MemoryReader({}, delay_s=60)):
             with pytest.raises(FeatureStoreUnavailable):
-                await reader.fetch(ReadPlan(SCHEMA), [{"customer_id": "c1"}], 0.01)
+                await reader.fetch(PLAN, PLAN.keys([{"customer_id": "c1"}]), 0.01)
             with pytest.raises(FeatureStoreUnavailable):
                 await reader.ping(0.01)
 
@@ -258,7 +261,7 @@ def test_errors_of_other_stores_are_unavailability_without_values() -> None:
     async def scenario() -> None:
         reader = FeastReader(cast("Any", BrokenFeast()))
         with pytest.raises(FeatureStoreUnavailable, match="RuntimeError") as caught:
-            await reader.fetch(ReadPlan(SCHEMA), [{"customer_id": "secret"}], TIMEOUT_S)
+            await reader.fetch(PLAN, PLAN.keys([{"customer_id": "secret"}]), TIMEOUT_S)
         assert "secret" not in str(caught.value)
         await reader.close()
 

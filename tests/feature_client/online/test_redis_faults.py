@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from feature_client.online.local_redis import LocalRedis
-from feature_client.online.plan import ReadPlan
+from feature_client.online.plan import EntityKey, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.online.redis_reader import RedisReader
 from feature_client.schema import FeatureBatch
@@ -59,8 +59,12 @@ async def reading(address: str, timeout_s: float = PATIENCE_S) -> AsyncIterator[
         await reader.close()
 
 
+def keys_of(*customers: str) -> list[EntityKey]:
+    return PLAN.keys([{"customer_id": customer} for customer in customers])
+
+
 async def fetch(reader: RedisReader, *customers: str, timeout_s: float = PATIENCE_S) -> FeatureBatch:
-    batch = await reader.fetch(PLAN, [{"customer_id": customer} for customer in customers], timeout_s)
+    batch = await reader.fetch(PLAN, keys_of(*customers), timeout_s)
     if reason := batch.refusal(slice(0, len(batch))):
         raise FeatureStoreUnavailable(reason)
     return batch
