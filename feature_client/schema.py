@@ -151,7 +151,8 @@ class Encoded:
 class FeatureSchema:
     """The features of one model, in the order of its input tensors.
 
-    `entity_fields` maps a view to its stored copy of the entity id, which readers compare.
+    `entity_fields` maps a view to its stored copy of the entity id, which readers compare. `join_keys` maps a view to
+    the names of its join keys where these are not all of `entity`: a model may read customers and shops.
     """
 
     project: str
@@ -159,6 +160,7 @@ class FeatureSchema:
     features: tuple[Feature, ...]
     entity_fields: Mapping[str, str]
     groups: Mapping[str, str]  # group -> label, in display order
+    join_keys: Mapping[str, tuple[str, ...]] = dataclass_field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
@@ -166,6 +168,10 @@ class FeatureSchema:
             raise SchemaError(f"declared twice: {', '.join(duplicates)}")
         for feature in self.features:
             _check(feature, self.groups)
+        entity = {key.name for key in self.entity}
+        for view, keys in self.join_keys.items():
+            if not keys or not entity.issuperset(keys):
+                raise SchemaError(f"{view}: its join keys are not among {', '.join(sorted(entity))}")
 
     @cached_property
     def digest(self) -> str:
@@ -175,6 +181,10 @@ class FeatureSchema:
     @cached_property
     def views(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(feature.view for feature in self.features if feature.view is not None))
+
+    def join_keys_of(self, view: str) -> tuple[str, ...]:
+        """Sorted, as Feast sorts them."""
+        return tuple(sorted(self.join_keys.get(view) or (key.name for key in self.entity)))
 
     @cached_property
     def stored_numbers(self) -> tuple[Feature, ...]:

@@ -1,6 +1,7 @@
 """What a reader does when Redis is down, slow, refuses or answers something else: it says so, in time."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -154,7 +155,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(redis: RealRedis, r
 
 def test_a_key_of_another_type_is_an_outage_not_a_value(redis: RealRedis, redis_url: str) -> None:
     [key] = PLAN.keys([{"customer_id": SECRET}])
-    redis.set(key.redis_key, "x")
+    redis.set(key.redis_keys[0], "x")
     put(redis_url, "a", 1)
 
     async def scenario() -> None:
@@ -207,7 +208,7 @@ def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRe
     put(redis_url, "a", 1)
     put(redis_url, "b", 2)
     [key] = PLAN.keys([{"customer_id": "a"}])
-    whole = redis.hgetall(key.redis_key)
+    whole = redis.hgetall(key.redis_keys[0])
 
     async def read() -> FeatureBatch:
         async with reading(redis_url) as reader:
@@ -219,8 +220,8 @@ def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRe
         (feast_layout.field_of("orders", "customer_copy"), {"orders", "city"}),
         (b"_ts:orders", {"orders", "city"}),
     ):
-        redis.hset(key.redis_key, mapping=whole)
-        redis.hset(key.redis_key, damaged, b"\xff\xfe")
+        redis.hset(key.redis_keys[0], mapping=whole)
+        redis.hset(key.redis_keys[0], damaged, b"\xff\xfe")
         batch = asyncio.run(read())
         assert batch.corrupt == {(0, name) for name in corrupt}
         encoded = SCHEMA.encode(batch, NOW)
@@ -231,7 +232,7 @@ def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRe
 def test_values_without_an_event_time_are_no_row(redis: RealRedis, redis_url: str) -> None:
     put(redis_url, "a", 1)
     [key] = PLAN.keys([{"customer_id": "a"}])
-    redis.hdel(key.redis_key, "_ts:orders")
+    redis.hdel(key.redis_keys[0], "_ts:orders")
 
     async def scenario() -> None:
         async with reading(redis_url) as reader:
@@ -268,18 +269,23 @@ class Impostor:
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
         self.reads = 0
+        self.handlers: set[asyncio.Task[Any] | None] = set()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.handlers.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionResetError):
+            await self._answer(reader, writer)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while command := await reader.read(65_536):
-            # redis-py introduces itself first.
             if b"HMGET" in command:
                 self.reads += 1
                 writer.write(self.answer)
                 if not self.answer:
                     break
-            else:
-                writer.write(b"+OK\r\n" * command.count(b"CLIENT"))
-        writer.close()
+            # redis-py introduces itself first, and our reader asks how keys are stored.
+            writer.write(b"+OK\r\n" * command.count(b"CLIENT") + b"$-1\r\n:0\r\n" * command.count(b"OBJECT"))
 
 
 @asynccontextmanager
@@ -292,6 +298,7 @@ async def impostor(answer: bytes) -> AsyncIterator[tuple[Impostor, RedisReader]]
             yield handler, reader
     finally:
         server.close()
+        await asyncio.gather(*filter(None, handler.handlers))
 
 
 VALUE = b"$2\r\n\x20\x07\r\n"
@@ -300,16 +307,16 @@ VALUE = b"$2\r\n\x20\x07\r\n"
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"-LOADING Redis is loading the dataset in memory\r\n", "refused: BusyLoadingError"),
-        (b"-NOAUTH Authentication required.\r\n", "refused: AuthenticationError"),
-        (b"-READONLY You can't write against a read only replica.\r\n", "refused: ReadOnlyError"),
-        (b"-NOPERM this user has no permissions\r\n", "refused: NoPermissionError"),
-        (b"-OOM command not allowed\r\n", "refused: OutOfMemoryError"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "refused: LOADING"),
+        (b"-NOAUTH Authentication required.\r\n", "refused: NOAUTH"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "refused: READONLY"),
+        (b"-NOPERM this user has no permissions\r\n", "refused: NOPERM"),
+        (b"-OOM command not allowed\r\n", "refused: OOM"),
         (b"-MASTERDOWN Link with MASTER is down\r\n", "refused"),
         (b"-MOVED 1234 10.0.0.1:6379\r\n", "refused"),
         (b"-MOVED nonsense\r\n", "refused"),
-        (b"-ERR unknown command 'HMGET', with args beginning with: secret-canary\r\n", "refused: ResponseError"),
-        (b"-secret-canary\r\n", "refused: ResponseError"),
+        (b"-ERR unknown command 'HMGET', with args beginning with: secret-canary\r\n", "refused: "),
+        (b"-secret-canary\r\n", "refused: "),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Redis"),
         (b"\x16\x03\x01\x00\x05hello", "Redis"),
         (b"*3\r\n" + VALUE * 3, "not the reply"),
@@ -322,7 +329,7 @@ VALUE = b"$2\r\n\x20\x07\r\n"
         (b"*4\r\n" + VALUE * 3 + b"-ERR secret-canary\r\n", "not the reply"),
         (b"*4\r\n" + VALUE * 2, "in time"),
         # Not a thousand times more: hiredis makes room for what is announced, and Python walks through it for seconds.
-        (b"*1000000\r\n", "in time"),
+        (b"*1000000\r\n", "not the reply"),
         (b"$500000000\r\nx", "in time"),
         (b"*4\r\n$2\r\n\x20\x07\r\n$2\r\n\x12\x00\r\n$3\r\n\x12\x01x\r\n$2\r\n\x08\x01\r\n", "another entity"),
     ],
