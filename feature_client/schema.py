@@ -248,7 +248,7 @@ class FeatureSchema:
         nothing: BoolArray = np.zeros((rows, len(self.features)), dtype=bool)
         # NaN (no row) compares false both ways: an absent view is missing, not stale.
         fresh = bool(((age <= self._youngest_max_age) & (age >= -CLOCK_TOLERANCE_S)).all())
-        stale = nothing if fresh else self._stale(age)
+        stale: BoolArray = nothing if fresh else self._stale(age)
         drop = nothing if fresh else stale & self._dropped_when_stale
 
         numeric = self._numeric(batch, instant)
@@ -274,9 +274,8 @@ class FeatureSchema:
         if overrides is not None and any(overrides):
             overridden = nothing.copy()
             self._apply(overrides, numeric, categorical, overridden)
-            defaulted &= ~overridden
-            stale &= ~overridden
-        unknown: BoolArray = absent.all(axis=1)
+            defaulted[overridden] = stale[overridden] = False
+        unknown: BoolArray = np.all(absent, axis=1)
         known_age = (age if fresh else np.where(absent, -np.inf, age)).max(axis=1, initial=-np.inf)
         return Encoded(
             numeric=numeric,

@@ -1,11 +1,13 @@
 """What is refused before anything is read, and the bytes of the keys."""
 
+from dataclasses import replace
+
 import mmh3
 import pytest
 
 from feature_client.online.plan import EntityError, ReadPlan
 from feature_client.schema import JoinKey, SchemaError
-from tests.feature_client.online.shop import ACCOUNTS, DEVICES, PAIRS, SHOP, feature, schema_of
+from tests.feature_client.online.shop import ACCOUNTS, DEVICES, PAIRS, SHOP, TOGETHER, feature, schema_of
 
 CUSTOMER = (JoinKey("customer_id"),)
 
@@ -89,6 +91,25 @@ def test_names_that_share_a_hash_are_refused_by_name() -> None:
     with pytest.raises(SchemaError, match=f"v:{other}") as caught:
         ReadPlan(colliding)
     assert f"v:{name}" in str(caught.value)
+
+
+def test_views_that_share_their_join_keys_are_one_command() -> None:
+    plan = ReadPlan(TOGETHER)
+    [key] = plan.keys([{"customer_id": "c", "account_id": "3"}])
+
+    assert [[view.name for view in one.views] for one in plan.hashes] == [
+        ["profile", "orders"],
+        ["accounts"],
+        ["pairs"],
+    ]
+    assert len(set(key.redis_keys)) == 3
+    assert key.redis_keys[0] == ReadPlan(SHOP).keys([{"customer_id": "c"}])[0].redis_keys[0]
+    assert key.redis_keys[2] == ReadPlan(PAIRS).keys([{"customer_id": "c", "account_id": "3"}])[0].redis_keys[0]
+
+
+def test_join_keys_of_a_view_are_among_the_entitys() -> None:
+    with pytest.raises(SchemaError, match="orders: its join keys are not among customer_id"):
+        replace(SHOP, join_keys={"orders": ("shop_id",)})
 
 
 def test_copies_of_the_id_need_a_single_join_key() -> None:
