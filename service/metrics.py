@@ -3,6 +3,8 @@
 Labels come from closed sets only: routes, served models, versions, tasks, features and views of loaded contracts.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,7 +12,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from feature_client.contract import Contract
 from feature_client.release import Release
 from feature_client.schema import Encoded
-from service.protocol import Prediction
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -120,11 +121,20 @@ class Metrics:
             for age in ages[~np.isnan(ages)].tolist():
                 self._feature_age.labels(view).observe(age)
 
-    def prediction(self, contract: Contract, prediction: Prediction) -> None:
-        self._predictions.labels(contract.model, prediction.version, prediction.status).inc()
-        for task, score in (prediction.scores or {}).items():
-            if score is not None:
-                self._scores.labels(contract.model, prediction.version, task).observe(score)
+    def predictions(
+        self,
+        contract: Contract,
+        version: str,
+        statuses: Sequence[str],
+        scores: npt.NDArray[np.float32],
+        answered: npt.NDArray[np.bool_],
+    ) -> None:
+        """statuses: one a row. scores, answered: [rows, tasks]; what was not answered is not observed."""
+        for status in statuses:
+            self._predictions.labels(contract.model, version, status).inc()
+        for position, task in enumerate(contract.task_names):
+            for score in scores[answered[:, position], position].tolist():
+                self._scores.labels(contract.model, version, task).observe(score)
 
     def exposition(self) -> bytes:
         """The text format of Prometheus."""
