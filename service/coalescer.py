@@ -81,14 +81,17 @@ class Coalescer(Generic[Item, Result]):
         if deadline <= now:
             raise DeadlineExceeded
         loop = asyncio.get_running_loop()
-        member = _Member[Item, Result](item, len(item), deadline, gone, now + ASK_EVERY_S, loop.create_future())
+        member: _Member[Item, Result] = _Member(
+            item, len(item), deadline, gone, now + ASK_EVERY_S, loop.create_future()
+        )
         self.waiting.append(member)
         self.unanswered.add(member)
         if not self.starts_soon:
             # One tick later, so that everything the loop has read by now joins the same batch.
             self.starts_soon = True
             loop.call_soon(self._start)
-        self._sweep_by(min(deadline, member.ask_at))
+        if deadline < self.sweeps_at or member.ask_at < self.sweeps_at:
+            self._sweep_by(min(deadline, member.ask_at))
         try:
             return await member.answer
         except asyncio.CancelledError:
@@ -153,13 +156,12 @@ class Coalescer(Generic[Item, Result]):
                 member.answer.set_result([member.results[first] for first in sorted(member.results)])
 
     def _sweep_by(self, at: float) -> None:
-        if at < self.sweeps_at:
-            if self.sweep_timer is not None:
-                self.sweep_timer.cancel()
-            self.sweeps_at = at
-            # Event loops count in milliseconds: a timer that is early by one must not spin.
-            wait = max(at - time.monotonic(), 0.001)
-            self.sweep_timer = asyncio.get_running_loop().call_later(wait, self._sweep)
+        if self.sweep_timer is not None:
+            self.sweep_timer.cancel()
+        self.sweeps_at = at
+        # Event loops count in milliseconds: a timer that is early by one must not spin.
+        wait = max(at - time.monotonic(), 0.001)
+        self.sweep_timer = asyncio.get_running_loop().call_later(wait, self._sweep)
 
     def _sweep(self) -> None:
         """Lets go whoever's deadline has passed or whose client has gone: one timer for all members."""

@@ -6,7 +6,6 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 from starlette.requests import Request
@@ -28,8 +27,7 @@ TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()
 """Server-Timing of a request that went through all of them, in milliseconds."""
 
 
-@dataclass(slots=True)
-class Trace:
+class Trace(msgspec.Struct):
     """Where the time of one request went, and what it asked for; becomes Server-Timing, metrics and the log line.
 
     stages: stage -> seconds. since: monotonic instant at which the stage that runs began.
@@ -37,7 +35,7 @@ class Trace:
 
     model: str = NO_MODEL
     rows: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = msgspec.field(default_factory=dict)
     since: float = 0.0
 
     def start(self) -> None:
@@ -46,12 +44,14 @@ class Trace:
     def finish(self, stage: str) -> None:
         """What has passed since `start` or the last `finish` was `stage`."""
         now = time.monotonic()
-        self.stages[stage] = self.stages.get(stage, 0.0) + now - self.since
+        self.add(stage, now - self.since)
         self.since = now
 
+    def add(self, stage: str, seconds: float) -> None:
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
-@dataclass(slots=True)
-class Exchange:
+
+class Exchange(msgspec.Struct):
     """started: monotonic instant of the request's first byte."""
 
     request_id: str
@@ -62,7 +62,7 @@ class Exchange:
     key: str | None = None
     status: int = 0
     code: str | None = None
-    trace: Trace = field(default_factory=Trace)
+    trace: Trace = msgspec.field(default_factory=Trace)
 
     @classmethod
     def of(cls, request: Request) -> "Exchange":

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from feature_client.clock import Clock
 from feature_client.online.reader import FeatureReader
 from feature_client.schema import Override
@@ -31,8 +33,7 @@ class Limits:
     batches_in_flight: int
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
+class Asker(msgspec.Struct, frozen=True):
     """Who waits for an answer: until an instant (monotonic), or until he has gone; and what is noted down for him."""
 
     request_id: str
@@ -137,10 +138,10 @@ def _note(parts: Sequence[Scored], trace: Trace) -> None:
     queue = now - trace.since
     for part in parts:
         for stage, spent in part.stages.items():
-            trace.stages[stage] = trace.stages.get(stage, 0.0) + spent
+            trace.add(stage, spent)
             queue -= spent
     # The slices of a large request overlap: together they may take longer than it waited.
-    trace.stages["queue"] = max(queue, 0.0)
+    trace.add("queue", max(queue, 0.0))
     trace.since = now
 
 

@@ -3,8 +3,8 @@
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from feature_client.clock import Clock, to_iso
@@ -20,8 +20,7 @@ from service.releases import Loaded
 NO_OVERRIDES: Mapping[str, Override] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What one request adds to a batch: entities, a key each and, where there are any, a mapping of overrides each.
 
     rejects_unknown: the route's policy; such an entity gets no score.
@@ -40,8 +39,7 @@ class Work:
         return Work(self.entities[rows], self.keys[rows], overrides, self.rejects_unknown)
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(msgspec.Struct, frozen=True):
     """What a batch found for one work: one feature snapshot and one run of one graph.
 
     encoded, outputs: of the whole batch, in which the work's rows begin at `first`. stages: stage -> seconds.
@@ -82,10 +80,10 @@ class Scorer:
         """Raises what the reader, the backend and the check of outputs raise, and DeadlineExceeded."""
         started = time.monotonic()
         ends = started + seconds
-        rows = sum(map(len, batch))
-        self.metrics.batch("infer", rows)
         as_of = self.clock()
-        stored = await self._fetch(batch, seconds)
+        keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
+        self.metrics.batch("infer", len(keys))
+        stored = await self._fetch(keys, seconds)
         encoded = self.contract.schema.encode(stored, as_of, _overrides(batch))
         self.metrics.features(self.contract, encoded, as_of - stored.event_times)
         read = time.monotonic()
@@ -93,15 +91,14 @@ class Scorer:
             outputs = await self.backend.infer(self.name, encoded.tensors, max(ends - read, 0.0))
         except TimeoutError as exc:
             raise DeadlineExceeded from exc
-        check_outputs(self.name, outputs, self.contract.outputs(rows, explained=self.explains))
+        check_outputs(self.name, outputs, self.contract.outputs(len(keys), explained=self.explains))
         inferred = time.monotonic()
         stages = {"features": read - started, "infer": inferred - read}
         answers = self._answers(batch, stored, encoded, outputs, to_iso(as_of), stages)
         stages["encode"] = time.monotonic() - inferred
         return answers
 
-    async def _fetch(self, batch: Sequence[Work], seconds: float) -> FeatureBatch:
-        keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
+    async def _fetch(self, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
         started = time.monotonic()
         try:
             stored = await self.reader.fetch(self.plan, keys, seconds)
@@ -130,7 +127,7 @@ class Scorer:
         answered: list[slice] = []
         first = 0
         for work in batch:
-            rows = slice(first, first + len(work))
+            rows = slice(first, first + len(work.keys))
             if stored.refused and (reason := stored.refusal(rows)):
                 answers.append(FeatureStoreUnavailable(reason))
             else:
