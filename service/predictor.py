@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from feature_client.clock import Clock, to_iso
 from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
 from feature_client.schema import Encoded, FeatureBatch, Override
@@ -216,7 +218,10 @@ class Predictor:
                     )
                 if served.route.unknown == "reject" and prediction.status == "unknown_entity":
                     _reject(prediction)
-                self.metrics.prediction(contract, prediction)
+            statuses = [prediction.status for prediction in predictions]
+            rejected = np.array([prediction.scores is None for prediction in predictions])
+            answered = contract.eligible(scored.encoded) & ~rejected[:, None]
+            self.metrics.predictions(contract, version, statuses, scored.outputs["scores"], answered)
             return PredictResponse(contract.model, request_id, to_iso(scored.as_of), predictions)
 
 
