@@ -1,24 +1,21 @@
 """What SREs see: every Prometheus metric of the gateway, in seconds and base units.
 
 Labels come from closed sets only: routes, served models, versions, tasks, features and views of loaded contracts.
-Several workers keep their values in files, so that a scrape of any of them answers for all.
+A scrape of any worker answers for all of them (shared_metrics.py).
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client import values as library_values
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from feature_client.contract import Contract
 from feature_client.release import Release
 from feature_client.schema import Encoded
+from service.shared_metrics import shared_directory, shared_registry
 from service.tallies import FEW_ROWS, CounterTally, GaugeTally, HistogramTally, Tally, observe_columns
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -28,26 +25,6 @@ SCORES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 10, 50, 10
 
 NO_MODEL = "-"
 """The model label of a request that names none that is served."""
-
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus_client's: the directory in which workers keep their values."""
-
-
-def share(directory: Path, worker: int) -> None:
-    """From now on the metrics of this process are kept in files of `directory`, which a scrape adds up.
-
-    The files belong to the worker's number, not to its process: whoever takes a dead worker's place goes on counting
-    where it stopped, and there are never more files than workers have.
-    """
-    os.environ[SHARED] = str(directory)
-    library_values.ValueClass = library_values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
-
-
-def shared_registry(directory: str) -> CollectorRegistry:
-    """The metrics of all workers, each as of its last flush."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
-    return registry
 
 
 class Metrics:
@@ -176,7 +153,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The text format of Prometheus; of all workers, where there are several."""
-        directory = os.environ.get(SHARED)
+        directory = shared_directory()
         if directory is None:
             return generate_latest(self.registry)
         self.flush()

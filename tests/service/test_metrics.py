@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_client.release import Release
 from feature_client.schema import Encoded
-from service.metrics import AGES, ROWS, SCORES, SECONDS, Metrics, shared_registry
+from service.metrics import AGES, ROWS, SCORES, SECONDS, Metrics
+from service.shared_metrics import shared_registry
 from service.tallies import FEW_ROWS, CounterTally, GaugeTally, HistogramTally, observe_columns
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -219,7 +220,8 @@ def test_a_batch_counts_as_its_entities_one_by_one(release: Release, rows: int) 
 WORKER = """
 import sys
 from pathlib import Path
-from service.metrics import Metrics, share
+from service.metrics import Metrics
+from service.shared_metrics import share
 
 share(Path(sys.argv[1]), int(sys.argv[2]))
 metrics = Metrics()
@@ -264,4 +266,4 @@ def test_workers_add_up_and_a_successor_goes_on_where_its_predecessor_stopped(tm
     assert successor["rapport_inflight", (("lane", "predict"),)] == 6
     assert successor[up] == 1
     assert set(tmp_path.iterdir()) == files
-    assert count(series(generate_latest(shared_registry(str(tmp_path))))) == [9, 9, 2.25, 9, 0]
+    assert count(series(generate_latest(shared_registry(tmp_path)))) == [9, 9, 2.25, 9, 0]
