@@ -29,9 +29,15 @@ from service.releases import Releases
 from service.settings import Settings
 
 
-def create_app(settings: Settings, *, reader: FeatureReader | None = None, backend: Backend | None = None) -> ASGIApp:
-    """Production passes settings alone; tests pass other parts. Raises KeysError and RapportError."""
-    metrics = Metrics()
+def create_app(
+    settings: Settings,
+    *,
+    reader: FeatureReader | None = None,
+    backend: Backend | None = None,
+    metrics: Metrics | None = None,
+) -> ASGIApp:
+    """Production passes settings, a worker its metrics, tests other parts. Raises KeysError and RapportError."""
+    metrics = metrics or Metrics()
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or _embedded(settings)
     releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
@@ -52,7 +58,7 @@ def create_app(settings: Settings, *, reader: FeatureReader | None = None, backe
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         exposition = None
-        if settings.metrics_port is not None:
+        if settings.metrics_port is not None and settings.workers == 1:  # the port of several is not a worker's
             exposition, _thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
         watcher = asyncio.create_task(releases.watch(settings.release_poll_s))
         try:
