@@ -1,6 +1,7 @@
 """Closed-loop load by wrk: every client asks again once it is answered, each time for a random body of a file."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -39,11 +40,11 @@ def closed_loop(
 ) -> Load:
     """POSTs to `url` + `path` with `clients` keep-alive connections; one JSON body a line in `bodies`.
 
-    key: sent as a bearer token. core: what wrk is pinned to. Raises LoadError.
+    seconds: rounded up, because wrk knows whole ones only. key: sent as a bearer token. core: what wrk is pinned to. Raises LoadError.
     """
     command = [
         *pinned([find_wrk()], core),
-        *("--threads", "1", "--connections", str(clients), "--duration", f"{seconds:g}s", "--timeout", "10s"),
+        *("--threads", "1", "--connections", str(clients), "--duration", f"{math.ceil(seconds)}s", "--timeout", "10s"),
         *("--script", str(SCRIPT), url),
     ]
     # Not on the command line, which everyone on the machine may read.
