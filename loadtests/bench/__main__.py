@@ -12,10 +12,14 @@ from typing import Any
 from loadtests.answers import WrongAnswer
 from loadtests.bench import __doc__ as about
 from loadtests.bench.home import PreparationError, home
+from loadtests.bench.lanes import explain, mixed
 from loadtests.bench.load import LoadError, find_wrk
 from loadtests.bench.plan import Plan
+from loadtests.bench.reads import reads
 from loadtests.bench.report import Row, circumstances, document, line
+from loadtests.bench.scaling import batch, customers, models
 from loadtests.bench.servers import ServerError
+from loadtests.bench.start import startup
 from loadtests.bench.tail import tail
 from loadtests.bench.targets import Cores
 from loadtests.bench.throughput import one_client, throughput
@@ -24,6 +28,13 @@ ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
     "throughput": throughput,
     "one_client": one_client,
     "tail": tail,
+    "reads": reads,
+    "batch": batch,
+    "customers": customers,
+    "models": models,
+    "startup": startup,
+    "mixed": mixed,
+    "explain": explain,
 }
 FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError)
 

@@ -40,7 +40,8 @@ def closed_loop(
 ) -> Load:
     """POSTs to `url` + `path` with `clients` keep-alive connections; one JSON body a line in `bodies`.
 
-    seconds: rounded up, because wrk knows whole ones only. key: sent as a bearer token. core: what wrk is pinned to. Raises LoadError.
+    seconds: rounded up, because wrk knows whole ones only. key: sent as a bearer token. core: what wrk is pinned to.
+    Raises LoadError.
     """
     command = [
         *pinned([find_wrk()], core),
