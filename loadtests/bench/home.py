@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,6 @@ import duckdb
 from redis import Redis
 
 RAPPORT = (sys.executable, "-m", "service.cli")
-CUSTOMERS = 20_000
-"""Of the data set itself; larger stores hold copies of them."""
 STOP_TIMEOUT_S = 30.0
 
 
@@ -24,7 +22,10 @@ class PreparationError(Exception):
 
 @dataclass(frozen=True)
 class Home:
-    """customers: every id that the store at `redis` knows. scratch: for the files of this run."""
+    """customers: every id that the store at `redis` knows. scratch: for the files of this run.
+
+    settings: of every gateway, RAPPORT_* by name, beside what is set here.
+    """
 
     workspace: Path
     redis: str
@@ -33,6 +34,7 @@ class Home:
     keys_file: Path
     key: str
     scratch: Path
+    settings: Mapping[str, str]
 
     @property
     def models(self) -> Path:
@@ -41,6 +43,7 @@ class Home:
     def gateway_env(self, port: int, *, models: Path | None = None, redis: str | None = None) -> dict[str, str]:
         """Everything else is at its default, the log line of every request, too."""
         return {
+            **self.settings,
             "RAPPORT_PORT": str(port),
             "RAPPORT_MODELS": str(models or self.models),
             "RAPPORT_REDIS": redis or self.redis,
@@ -50,7 +53,7 @@ class Home:
 
 
 @contextmanager
-def home(directory: Path) -> Iterator[Home]:
+def home(directory: Path, customers: int, settings: Mapping[str, str]) -> Iterator[Home]:
     """Builds whatever in `directory` is not there or stale (minutes, the first time). Raises PreparationError."""
     workspace = directory / "generated"
     with (
@@ -61,13 +64,13 @@ def home(directory: Path) -> Iterator[Home]:
             if redis.dbsize() == 0:
                 # `prepare` believes what it noted, and not what the store holds.
                 (workspace / "stamps" / "materialize").unlink(missing_ok=True)
-        prepare = ("prepare", "--home", str(directory), "--redis", address, "--customers", str(CUSTOMERS))
+        prepare = ("prepare", "--home", str(directory), "--redis", address, "--customers", str(customers))
         rapport(*prepare, quiet=False)
-        as_of, customers = known_customers(workspace)
+        as_of, known = known_customers(workspace)
         keys_file = Path(scratch) / "keys.toml"
         scopes = ("--scope", "predict", "--scope", "explain")
         key = rapport("keys", "new", "bench", *scopes, "--file", str(keys_file)).strip()
-        yield Home(workspace, address, as_of, customers, keys_file, key, Path(scratch))
+        yield Home(workspace, address, as_of, known, keys_file, key, Path(scratch), settings)
 
 
 def known_customers(workspace: Path) -> tuple[str, list[str]]:

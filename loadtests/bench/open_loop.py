@@ -18,6 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,7 +35,7 @@ KEY = "BENCH_KEY"
 
 @dataclass(frozen=True)
 class OpenLoad:
-    """Rates in requests/s. errors: other statuses than 200. unanswered: what had no answer 10 s after the last request.
+    """Rates in requests/s. errors: other statuses than 200. unanswered: had no answer DRAIN_S after the last request.
 
     late_p99_ms: how late requests were sent, for want of a free connection or because this process was busy; it is
     part of the latencies, so where it is not small they say little about the server.
@@ -76,6 +77,9 @@ class Connection:
     def fileno(self) -> int:
         return self.socket.fileno()
 
+    def close(self) -> None:
+        self.socket.close()
+
     def send(self, request: bytes, due: float) -> None:
         self.due, self.received = due, b""
         self.socket.sendall(request)
@@ -109,38 +113,46 @@ def arrivals(rate: float, seconds: float, rng: random.Random) -> list[float]:
     return instants
 
 
-def drive(address: tuple[str, int], requests: Sequence[bytes], due: Sequence[float], connections: int) -> OpenLoad:
-    """Sends a random one of `requests` at each of the instants `due` (seconds from now, ascending)."""
-    free = [Connection(address) for _ in range(connections)]
-    busy: set[Connection] = set()
-    waiting: deque[float] = deque()
+def drive(
+    address: tuple[str, int],
+    requests: Sequence[bytes],
+    due: Sequence[float],
+    connections: int,
+    drain_s: float = DRAIN_S,
+) -> OpenLoad:
+    """Sends a random one of `requests` at each of the instants `due`: seconds from now, ascending, above 0.
+
+    Raises LoadError.
+    """
     latencies: list[float] = []
     late: list[float] = []
     errors = following = 0
     now = 0.0
-    started = time.perf_counter()
-    while following < len(due) or waiting or busy:
-        now = time.perf_counter() - started
-        if now > due[-1] + DRAIN_S:
-            break
-        while following < len(due) and due[following] <= now:
-            waiting.append(due[following])
-            following += 1
-        while waiting and free:
-            connection = free.pop()
-            late.append(time.perf_counter() - started - waiting[0])
-            connection.send(random.choice(requests), waiting.popleft())
-            busy.add(connection)
-        pause = due[following] - now if following < len(due) else LONGEST_WAIT_S
-        # select and not epoll: Python's epoll waits whole milliseconds.
-        for connection in select.select(busy, (), (), min(max(pause, 0.0), LONGEST_WAIT_S))[0]:
-            if (right := connection.receive()) is not None:
-                latencies.append(time.perf_counter() - started - connection.due)
-                errors += not right
-                busy.remove(connection)
-                free.append(connection)
-    for connection in (*free, *busy):
-        connection.socket.close()
+    with ExitStack() as stack:
+        free = [stack.enter_context(closing(Connection(address))) for _ in range(connections)]
+        busy: set[Connection] = set()
+        waiting: deque[float] = deque()
+        started = time.perf_counter()
+        while following < len(due) or waiting or busy:
+            now = time.perf_counter() - started
+            if now > due[-1] + drain_s:
+                break
+            while following < len(due) and due[following] <= now:
+                waiting.append(due[following])
+                following += 1
+            while waiting and free:
+                connection = free.pop()
+                late.append(time.perf_counter() - started - waiting[0])
+                connection.send(random.choice(requests), waiting.popleft())
+                busy.add(connection)
+            pause = due[following] - now if following < len(due) else LONGEST_WAIT_S
+            # select and not epoll: Python's epoll waits whole milliseconds.
+            for connection in select.select(busy, (), (), min(max(pause, 0.0), LONGEST_WAIT_S))[0]:
+                if (right := connection.receive()) is not None:
+                    latencies.append(time.perf_counter() - started - connection.due)
+                    errors += not right
+                    busy.remove(connection)
+                    free.append(connection)
     return OpenLoad(
         offered=len(due) / due[-1],
         achieved=len(latencies) / max(now, due[-1]),

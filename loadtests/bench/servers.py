@@ -35,7 +35,7 @@ class Server:
 
         To 10 ms: measure for seconds, and take differences.
         """
-        return sum(cpu for session, cpu in _processes() if session == self.pid)
+        return sum(cpu for session, _, cpu in _processes() if session == self.pid)
 
     def resident_mib(self) -> float:
         """Of the process that was started alone."""
@@ -116,14 +116,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    # Ended children whose new parent does not care stay in the table as zombies.
+    while any(session == process.pid and state != "Z" for session, state, _ in _processes()):
+        if time.monotonic() > deadline:
+            raise ServerError(f"{process.args!r} left processes that do not end")
+        time.sleep(POLL_S)
 
 
-def _processes() -> Iterator[tuple[int, float]]:
-    """Session and CPU seconds of every process of this machine."""
+def _processes() -> Iterator[tuple[int, str, float]]:
+    """Session, state and CPU seconds of every process of this machine."""
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             # Processes end while we look.
             with contextlib.suppress(OSError):
                 fields = (directory / "stat").read_text().rpartition(")")[2].split()
                 # As proc(5) counts, state is field 3: session 6, utime and stime 14 and 15, those of children 16, 17.
-                yield int(fields[3]), sum(int(field) for field in fields[11:15]) / TICKS_PER_S
+                yield int(fields[3]), fields[0], sum(int(field) for field in fields[11:15]) / TICKS_PER_S

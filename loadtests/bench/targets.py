@@ -104,9 +104,12 @@ def empty(home: Home, cores: Cores) -> Iterator[Target]:
 
 
 def bodies_of(home: Home, customers: Sequence[str], size: int = 1, fields: Mapping[str, object] = NOTHING) -> Path:
-    """A file of requests that ask for `size` customers each, `fields` added: all of them once, in random order."""
+    """A file of requests that ask for `size` customers each, `fields` added: all of them once, in random order.
+
+    Some of them twice where there are fewer than `size`.
+    """
     rng = random.Random(0)
-    drawn = rng.sample(customers, len(customers))
+    drawn = rng.sample(customers, len(customers)) if size <= len(customers) else rng.choices(customers, k=size)
     batches = [drawn[start : start + size] for start in range(0, len(drawn) - size + 1, size)]
     name = "-".join(["bodies", str(size), str(len(customers)), *map(str, fields.values())])
     path = home.scratch / f"{name}.jsonl"
