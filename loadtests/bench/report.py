@@ -104,7 +104,8 @@ def document(result: Mapping[str, Any]) -> str:
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607
+        here = Path(__file__).parent
+        run = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)  # noqa: S603, S607
         return run.stdout.strip()
 
     return (
