@@ -32,6 +32,10 @@ class Refusal:
     reason: str
 
 
+MIX_UP = "a reply belongs to another entity"
+"""Why a row is refused whose copy of the id is not the entity's. Of a row without a copy, nothing is known."""
+
+
 class WrongEntity(Exception):
     """A row says that it belongs to another entity than the one asked for."""
 
@@ -233,7 +237,7 @@ def _event_time(view: ViewColumns, owner: bytes, reply: Reply) -> float:
     if view.id_at is not None:
         found = wire.decode(reply[view.id_at] or b"", "string")
         if found is not None and found != wire.decode(owner, "string"):
-            raise WrongEntity("a reply belongs to another entity")
+            raise WrongEntity(MIX_UP)
     return wire.decode_event_time(reply[view.time_at] or b"")
 
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import hiredis
 
 from feature_client.online.connection import connect, parse
-from feature_client.online.decoding import Refusal, Reply, decode
+from feature_client.online.decoding import MIX_UP, Refusal, Reply, decode
 from feature_client.online.multiplexer import GARBAGE, Multiplexer, reply_error
 from feature_client.online.plan import EntityKey, Hash, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
@@ -95,14 +95,9 @@ class RedisReader:
     async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
         ends = time.monotonic() + timeout_s
-        parts = []
-        for start in range(0, max(len(keys), 1), CHUNK):
-            chunk = keys[start : start + CHUNK]
-            parts.append(decode(plan, chunk, await self._read(plan, chunk, ends)))
-        batch = FeatureBatch.join(parts) if len(parts) > 1 else parts[0]
-        if batch.refused:
-            self.multiplexer.drop()
-        return batch
+        starts = range(0, max(len(keys), 1), CHUNK)
+        parts = [await self._fetch(plan, keys[start : start + CHUNK], ends) for start in starts]
+        return FeatureBatch.join(parts) if len(parts) > 1 else parts[0]
 
     async def ping(self, timeout_s: float) -> None:
         """See FeatureReader."""
@@ -117,6 +112,19 @@ class RedisReader:
         for sample in self._samples:
             sample.cancel()
         await self.multiplexer.close()
+
+    async def _fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], ends: float) -> FeatureBatch:
+        batch = decode(plan, keys, await self._read(plan, keys, ends))
+        if MIX_UP not in batch.refused.values():
+            return batch
+        # Were it the connection, then rows without a copy of the id could be somebody else's, too. On a new one, the
+        # same rows are refused again where it is they that are wrong.
+        self.multiplexer.drop()
+        again = decode(plan, keys, await self._read(plan, keys, ends))
+        if again.refused != batch.refused:
+            self.multiplexer.drop()
+            raise FeatureStoreUnavailable("replies of Redis are mixed up")
+        return again
 
     async def _ask(self, commands: Sequence[bytes], ends: float) -> list[Any]:
         return await self.multiplexer.ask(commands, min(ends - time.monotonic(), self.timeout_s))

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 from redis import Redis
 
@@ -338,7 +339,8 @@ def test_answers_that_are_none_are_outages_asked_for_once(answer: bytes, reason:
     async def scenario() -> None:
         async with impostor(answer) as (server, reader):
             assert reason in await fails(reader, timeout_s=TIMEOUT_S if reason == "in time" else PATIENCE_S)
-            assert server.reads == 1
+            # Somebody else's row is asked for once more on a new connection: it may have been a mix-up on the old one.
+            assert server.reads == (2 if reason == "another entity" else 1)
 
     asyncio.run(scenario())
 
@@ -361,6 +363,96 @@ def test_after_a_wrong_answer_nothing_unread_is_taken_for_the_next_one() -> None
             assert (await fetch(reader, "a")).numbers[0, 0] == 7
             await asyncio.sleep(0.01)
             assert "another entity" in await fails(reader, "b")
-            assert server.reads == 2
+            assert server.reads == 3  # and once more on a new connection, in case it was a mix-up
 
     asyncio.run(scenario())
+
+
+class Liar:
+    """Redis behind a proxy that spoils replies now and then: swapped, short, long, garbage, of another type."""
+
+    def __init__(self, redis: RealRedis, draw: random.Random) -> None:
+        self.redis = redis
+        self.draw = draw
+        self.lies = 0
+        self.handlers: set[asyncio.Task[Any] | None] = set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.handlers.add(asyncio.current_task())
+        commands = hiredis.Reader()
+        with contextlib.suppress(ConnectionResetError):
+            while data := await reader.read(1 << 16):
+                commands.feed(data)
+                replies = []
+                while (command := commands.gets()) is not False:
+                    replies.append(
+                        b"+OK\r\n" if command[0] == b"CLIENT" else resp(self.redis.execute_command(*command))
+                    )
+                if len(replies) > 1 and self.draw.random() < 0.5:
+                    replies = self.spoiled(replies)
+                writer.write(b"".join(replies))
+        writer.close()
+
+    def spoiled(self, replies: list[bytes]) -> list[bytes]:
+        self.lies += 1
+        one, other = self.draw.sample(range(len(replies)), 2)
+        match self.draw.randrange(6):
+            case 0:
+                replies[one], replies[other] = replies[other], replies[one]
+            case 1:
+                replies.insert(one, replies[other])
+            case 2:
+                replies[one] = replies[one][: self.draw.randrange(len(replies[one]))]
+            case 3:
+                replies[one] = self.draw.choice(
+                    [b":7\r\n", b"$-1\r\n", b"*0\r\n", b"+OK\r\n", b"-ERR no\r\n", b"*1\r\n:1\r\n"]
+                )
+            case 4:
+                replies[one] = self.draw.randbytes(self.draw.randrange(40))
+            case _:
+                del replies[one]
+        return replies
+
+
+def resp(value: Any) -> bytes:
+    match value:
+        case None:
+            return b"$-1\r\n"
+        case list():
+            return b"*%d\r\n" % len(value) + b"".join(map(resp, value))
+        case dict():
+            return resp([part for pair in value.items() for part in pair])
+        case int():
+            return b":%d\r\n" % value
+        case _:
+            raw = value.encode() if isinstance(value, str) else value
+            return b"$%d\r\n%b\r\n" % (len(raw), raw)
+
+
+def test_a_spoiled_reply_never_becomes_somebodys_value(redis: RealRedis, redis_url: str) -> None:
+    customers = [f"c{number}" for number in range(40)]
+    for number, customer in enumerate(customers):
+        put(redis_url, customer, number)
+
+    async def scenario() -> int:
+        draw = random.Random(17)
+        liar = Liar(redis, draw)
+        server = await asyncio.start_server(liar, "127.0.0.1", 0)
+        right = 0
+        async with reading(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", 0.1) as reader:
+            for _ in range(400):
+                asked = draw.sample(range(40), 4)
+                try:
+                    batch = await reader.fetch(PLAN, keys_of(*(customers[number] for number in asked)), PATIENCE_S)
+                except FeatureStoreUnavailable:
+                    continue
+                for row, number in enumerate(asked):
+                    if row not in batch.refused and (row, "orders") not in batch.corrupt:
+                        assert batch.numbers[row, 0] == number
+                        right += 1
+            server.close()
+        await asyncio.gather(*filter(None, liar.handlers))
+        assert liar.lies > 100
+        return right
+
+    assert asyncio.run(scenario()) > 300
