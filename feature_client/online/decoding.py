@@ -162,23 +162,28 @@ def _fixed(number: str, tag: int, dtype: str) -> Callable[[Sequence[bytes | None
 
 def _timestamps(values: Sequence[bytes | None]) -> FloatArray:
     """Epoch seconds. Those from 1978 to 3058 take a tag and five bytes of seven bits each, read where they lie."""
-    raw = [value or PRESENT_TIME for value in values]
-    if len(raw) < FEW or set(map(len, raw)) - {len(PRESENT_TIME)}:
+    raw = [EPOCH if not value or value == NULL_TIME else value for value in values]
+    if len(raw) < FEW or set(map(len, raw)) - {len(EPOCH)}:
         return np.array([float("nan") if not value else _number_of("timestamp")(value) for value in values])
-    found = np.frombuffer(b"".join(raw), np.uint8).reshape(-1, len(PRESENT_TIME))
-    if not (((found ^ PRESENT_TIME_BITS) & PRESENT_TIME_MASK) == 0).all():
+    found = np.frombuffer(b"".join(raw), np.uint8).reshape(-1, len(EPOCH))
+    if not (((found ^ EPOCH_BITS) & EPOCH_MASK) == 0).all():
         raise wire.WireError("of another type")
     seconds: FloatArray = (found & 0x7F).astype(np.float64) @ SEVEN_BITS
-    if not all(values):
-        seconds[[position for position, value in enumerate(values) if not value]] = np.nan
+    if EPOCH in raw:
+        seconds[[position for position, value in enumerate(raw) if value is EPOCH]] = np.nan
     return seconds
 
 
+EPOCH = b"\x40\x80\x80\x80\x80\x00"
+"""Zero, stretched to the five bytes of today's timestamps: in place of nulls."""
+
+EPOCH_BITS = np.frombuffer(EPOCH, np.uint8)
+EPOCH_MASK = np.array([0xFF, 0x80, 0x80, 0x80, 0x80, 0x80], np.uint8)
+NULL_TIME = b"\x40\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"
+"""How Feast stores a null in a column of timestamps: pandas' NaT."""
+
 NO_NUMBERS = np.empty(0)
 
-PRESENT_TIME = b"\x40\x80\x80\x80\x80\x00"
-PRESENT_TIME_BITS = np.frombuffer(PRESENT_TIME, np.uint8)
-PRESENT_TIME_MASK = np.array([0xFF, 0x80, 0x80, 0x80, 0x80, 0x80], np.uint8)
 FEW = 10
 """Timestamps that are decoded faster one by one."""
 

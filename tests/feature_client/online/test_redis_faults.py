@@ -385,9 +385,8 @@ class Liar:
                 commands.feed(data)
                 replies = []
                 while (command := commands.gets()) is not False:
-                    replies.append(
-                        b"+OK\r\n" if command[0] == b"CLIENT" else resp(self.redis.execute_command(*command))
-                    )
+                    known = command[0] != b"CLIENT"
+                    replies.append(resp(self.redis.execute_command(*command)) if known else b"+OK\r\n")
                 if len(replies) > 1 and self.draw.random() < 0.5:
                     replies = self.spoiled(replies)
                 writer.write(b"".join(replies))
