@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView, FileSource
+from feast.errors import FeatureServiceNotFoundException
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection
@@ -146,7 +147,12 @@ def _registered(store: FeatureStore, service: str) -> list[View]:
         )
     if config.entity_key_serialization_version != KEY_VERSION or config.registry.enable_online_feature_view_versioning:
         raise MaterializeError(f"the bulk loader writes keys of version {KEY_VERSION} and views without versions")
-    names = [projection.name for projection in store.get_feature_service(service).feature_view_projections]
+    try:
+        names = [projection.name for projection in store.get_feature_service(service).feature_view_projections]
+    except FeatureServiceNotFoundException as exc:
+        raise MaterializeError(
+            f"no feature service {service!r} in project {store.project!r}: run `rapport features build` first"
+        ) from exc
     views = [_view(store.get_feature_view(name)) for name in names]
     if odd := [view.name for view in views if view.keys != views[0].keys]:
         raise MaterializeError(f"{views[0].name} and {odd[0]} have different join keys: load one kind of entity")
@@ -186,9 +192,9 @@ def _select(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime) 
     there = {name: dtype for name, dtype, *_ in described}
     wanted = {**view.keys, **view.fields, view.time: "timestamp"}
     if wrong := [name for name, dtype in wanted.items() if there.get(name) not in READ_AS[dtype][1]]:
+        name = wrong[0]
         raise MaterializeError(
-            f"{view.file.name} holds {wrong[0]} as {there.get(wrong[0], 'nothing')}, which is not written as "
-            f"{wanted[wrong[0]]}"
+            f"{view.file.name}: {name} is {there.get(name, 'not there')}, which is not written as {wanted[name]}"
         )
     keys = ", ".join(map(_quoted, view.keys))
     columns = ", ".join(f"{_read(name, dtype)} AS {_quoted(name)}" for name, dtype in wanted.items())
