@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView, FileSource
-from feast.errors import FeatureServiceNotFoundException
+from feast.errors import FeastObjectNotFoundException
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 from tqdm import tqdm
 
@@ -75,6 +75,7 @@ class View:
     """What to read of a registered view, and under which names to store it.
 
     keys: join key -> dtype, in Feast's order. fields: name -> dtype. copies: the fields that hold the entity id again.
+    time, created: the columns that say which row of an entity is its newest.
     """
 
     name: str
@@ -149,11 +150,9 @@ def _registered(store: FeatureStore, service: str) -> list[View]:
         raise MaterializeError(f"the bulk loader writes keys of version {KEY_VERSION} and views without versions")
     try:
         names = [projection.name for projection in store.get_feature_service(service).feature_view_projections]
-    except FeatureServiceNotFoundException as exc:
-        raise MaterializeError(
-            f"no feature service {service!r} in project {store.project!r}: run `rapport features build` first"
-        ) from exc
-    views = [_view(store.get_feature_view(name)) for name in names]
+        views = [_view(store.get_feature_view(name)) for name in names]
+    except FeastObjectNotFoundException as exc:
+        raise MaterializeError(f"{exc}: run `rapport features build` first") from exc
     if odd := [view.name for view in views if view.keys != views[0].keys]:
         raise MaterializeError(f"{views[0].name} and {odd[0]} have different join keys: load one kind of entity")
     return views
@@ -313,7 +312,10 @@ class _Writer:
 def _writer(workspace: Workspace) -> Iterator[_Writer]:
     """Connected; errors of the store become MaterializeError, and say how much was written before."""
     address = parse(workspace.redis)
-    redis = Redis(
+    # The options behind the address may hold a password.
+    store = f"the online store at {address.host}:{address.port}"
+    writer: _Writer | None = None
+    with Redis(
         host=address.host,
         port=address.port,
         socket_timeout=TIMEOUT_S,
@@ -321,26 +323,26 @@ def _writer(workspace: Workspace) -> Iterator[_Writer]:
         retry=Retry(NoBackoff(), 0),  # a batch that was sent again in part would be counted wrong
         protocol=2,
         **address.options,
-    )
-    written = 0
-    try:
-        connection = redis.connection_pool.get_connection()
+    ) as redis:
         try:
-            writer = _Writer(connection)
-            try:
-                yield writer
-                writer.finish()
-            finally:
-                written = writer.written
-        finally:
-            connection.disconnect()  # type: ignore[no-untyped-call]
-    except (RedisError, OSError) as exc:
-        # The options behind the address may hold a password.
-        where = f"{address.host}:{address.port}"
-        so_far = f", after {written:,} entities" if written else ""
-        raise MaterializeError(f"the online store at {where} does not take writes: {exc}{so_far}") from exc
-    finally:
-        redis.close()
+            evicted = _evicted(redis)
+            writer = _Writer(redis.connection_pool.get_connection())
+            yield writer
+            writer.finish()
+            evicted = _evicted(redis) - evicted
+        except RedisError as exc:
+            so_far = f", after {writer.written:,} entities" if writer and writer.written else ""
+            raise MaterializeError(f"{store} does not take writes: {exc}{so_far}") from exc
+    if evicted:
+        raise MaterializeError(f"{store} evicted {evicted:,} keys to make room for others: it needs more memory")
+
+
+def _evicted(redis: Redis) -> int:
+    """Keys that the store dropped for want of memory since it started; it says so nowhere else."""
+    try:
+        return int(redis.info("stats")["evicted_keys"])  # type: ignore[index]
+    except NoPermissionError:  # may write, may not look
+        return 0
 
 
 @contextmanager

@@ -4,7 +4,6 @@ What is made here is what online/wire.py reads. A float column is one block of m
 other columns each distinct value is encoded once.
 """
 
-import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +25,8 @@ def argument(raw: bytes) -> bytes:
 def features(name: bytes, dtype: str, column: pa.Array) -> list[bytes]:
     """Name and value of one feature, two arguments a row.
 
-    dtype: one of DTYPES. column: the Arrow type of that name; timestamps in microseconds since the epoch, int64.
+    dtype: as in the feature schema. column: the Arrow type of that name; timestamps are int64, microseconds since the
+    epoch. Nulls and NaN become what Feast makes of them.
     """
     if dtype in FLOATS:
         return _floats(argument(name), dtype, column)
@@ -100,7 +100,5 @@ _VALUES: Mapping[str, Callable[[Any], bytes]] = {
     "event time": _event_time,
 }
 
-_NULLS = {"timestamp": struct.pack("B", wire.UNIX_TIMESTAMP) + _varint(wire.NOT_A_TIME)}
+_NULLS = {"timestamp": bytes([wire.UNIX_TIMESTAMP]) + _varint(wire.NOT_A_TIME)}
 """What Feast stores in place of a null, where that is not the empty value."""
-
-DTYPES = frozenset(FLOATS) | frozenset(_VALUES) - {"event time"}
