@@ -26,8 +26,8 @@ no faster (cost grows with rows), but 32 hold 330 MB more memory than 4."""
 MEASURED_ROWS = 32
 """The costs of one row and of so many give those of all other batches, by a straight line."""
 
-REPEATS = 3
-"""The first run of a batch size allocates; the fastest of some is what it costs."""
+MEASURING_S = 0.05
+"""For one batch size: the first runs allocate and find cold caches; the fastest of many is what one costs."""
 
 LEARNING_RATE = 0.05
 """How much of a new measurement goes into what is expected: a few dozen batches change it, one outlier does not."""
@@ -103,8 +103,8 @@ class Graph:
             tensors = {
                 put.name: np.zeros((rows, *put.shape[1:]), NUMPY_TYPES[put.type]) for put in self.session.get_inputs()
             }
-            seconds = []
-            for _ in range(REPEATS):
+            seconds: list[float] = []
+            while len(seconds) < 2 or sum(seconds) < MEASURING_S:
                 started = time.thread_time()
                 self._run(tensors, np.inf)
                 seconds.append(time.thread_time() - started)
