@@ -157,6 +157,10 @@ def test_several_workers_have_one_metrics_port_and_prometheus_nothing_to_complai
         until(lambda: total(exporter, "rapport_requests_total", route="/v1/predict") >= REQUESTS, "never counted")
         assert total(exporter, "rapport_requests_total", route="/v1/predict") == REQUESTS
         exposition = requests.get(f"{exporter}/metrics", timeout=5).text
+
+        gateway.children()[-1].kill()  # the last one started is the exporter
+        until(lambda: answers(exporter), "never replaced")
+        assert total(exporter, "rapport_requests_total", route="/v1/predict") == REQUESTS
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is missing: install Debian's package prometheus")
@@ -164,16 +168,33 @@ def test_several_workers_have_one_metrics_port_and_prometheus_nothing_to_complai
     assert (run.returncode, run.stdout + run.stderr) == (0, "")
 
 
+def answers(exporter: str) -> bool:
+    try:
+        return requests.get(f"{exporter}/metrics", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
 def test_workers_that_cannot_start_are_one_sentence_and_not_tried_for_ever(tmp_path: Path) -> None:
-    environment = {"PATH": "", "RAPPORT_PORT": "0", "RAPPORT_WORKERS": "2", "RAPPORT_REDIS": "nowhere"}
-    run = subprocess.run(
-        [sys.executable, "-m", "service.cli", "serve"], capture_output=True, text=True, check=False, env=environment
-    )
+    run = start_in_vain(RAPPORT_WORKERS="2")
 
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     assert "host:port" in run.stderr
     assert "cannot start; the log says why" in run.stderr.splitlines()[-1]
+
+
+def start_in_vain(**environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", "serve"],
+        capture_output=True, text=True, check=False,
+        env={"PATH": "", "RAPPORT_PORT": "0", "RAPPORT_REDIS": "nowhere", **environment},
+    )  # fmt: skip
+
+
+def test_more_threads_than_cpus_are_warned_of() -> None:
+    assert "more threads than CPUs" in start_in_vain(RAPPORT_MODEL_THREADS="1000").stderr
+    assert "more threads than CPUs" not in start_in_vain().stderr
 
 
 def test_one_worker_is_one_process_with_a_bounded_number_of_threads(
@@ -263,9 +284,9 @@ def test_without_control_groups_the_cores_count(tmp_path: Path) -> None:
     assert 0 < available_cpus() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize(
-    ("workers", "model_threads", "cpus", "too_many"),
-    [(1, 1, 0.5, False), (2, 1, 1.5, False), (2, 1, 1.0, True), (2, 2, 4.0, False), (3, 2, 4.0, True)],
-)
-def test_more_threads_than_cpus_are_warned_of(workers: int, model_threads: int, cpus: float, too_many: bool) -> None:  # noqa: FBT001
-    assert too_many_threads(workers, model_threads, cpus) == too_many
+def test_too_many_threads_are_more_than_one_for_each_cpu() -> None:
+    assert not too_many_threads(1, 1, 0.5)  # fewer there cannot be
+    assert not too_many_threads(2, 1, 1.5)
+    assert too_many_threads(2, 1, 1.0)
+    assert not too_many_threads(2, 2, 4.0)
+    assert too_many_threads(3, 2, 4.0)
