@@ -69,6 +69,7 @@ def customers(plan: Plan) -> Iterator[Row]:
         details={
             "many_gateway_and_redis_us": [one for one, _ in pairs],
             "few_gateway_and_redis_us": [other for _, other in pairs],
+            "customers": stored,
             "store_gib": round(memory / 1024**3, 2),
         },
     )
