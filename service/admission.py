@@ -23,17 +23,14 @@ class Admission:
         self.limits = limits
         self.rows = dict.fromkeys(limits, 0)
         self.metrics = metrics
+        metrics.inflight(self.rows)
 
     def enter(self, lane: str, rows: int) -> None:
         """Whoever has entered leaves, whatever happens. Raises Overloaded."""
         if self.rows[lane] + rows > self.limits[lane]:
             self.metrics.shed(lane, "inflight_rows")
             raise Overloaded
-        self._add(lane, rows)
+        self.rows[lane] += rows
 
     def leave(self, lane: str, rows: int) -> None:
-        self._add(lane, -rows)
-
-    def _add(self, lane: str, rows: int) -> None:
-        self.rows[lane] += rows
-        self.metrics.inflight(lane, self.rows[lane])
+        self.rows[lane] -= rows

@@ -21,6 +21,7 @@ from service.endpoints import Endpoints, on_error
 from service.errors import TABLE
 from service.exchange import Exchanges, Observer
 from service.front import Front
+from service.logs import AccessLog
 from service.metrics import Metrics
 from service.openapi import KEY, Gateway, answers_of
 from service.predictor import Limits, Predictor
@@ -52,8 +53,8 @@ def create_app(
         Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight),
     )
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
-    endpoints = Endpoints(settings, keyring, releases, reader, metrics)
-    exchanges = Exchanges(metrics)
+    exchanges = Exchanges(metrics, AccessLog(enabled=settings.log_level in ("debug", "info")))
+    endpoints = Endpoints(settings, keyring, releases, reader, metrics, exchanges)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +76,7 @@ def create_app(
                 await watcher
             await backend.close()
             await reader.close()
+            exchanges.close()
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
     return Front(Observer(routes, exchanges), settings, keyring, predictor, exchanges)

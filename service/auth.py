@@ -1,12 +1,12 @@
 """API keys: long random tokens, kept as SHA-256, with a name, scopes, an expiry and a quota."""
 
-import hashlib
 import secrets
 import stat
 import time
 import tomllib
 from collections.abc import Mapping
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -90,17 +90,18 @@ class Keyring:
                 raise KeysError(f"the keys file {path}: two keys have the same {field}")
         return cls({key.sha256: key for key in keys})
 
-    def check(self, authorization: str | None, scope: str) -> str:
-        """The key's name. Raises Unauthenticated, Forbidden, QuotaExceeded."""
+    def check(self, authorization: bytes | None, scope: str) -> str:
+        """authorization: the header. Returns the key's name. Raises Unauthenticated, Forbidden, QuotaExceeded."""
         if self.keys is None:
             return "anonymous"
-        kind, _, token = (authorization or "").partition(" ")
+        kind, _, token = (authorization or b"").partition(b" ")
         # Looking up the hash, not the token, leaves nothing to learn from how long a comparison takes.
         digest = token_digest(token)
         key = self.keys.get(digest)
-        if kind.lower() != "bearer" or key is None or (key.expires and key.expires.timestamp() <= self.clock()):
+        if kind.lower() != b"bearer" or key is None or (key.expires and key.expires.timestamp() <= self.clock()):
             raise Unauthenticated
-        self.require(key.name, scope)
+        if scope not in key.scopes:
+            raise Forbidden(f"this needs the scope {scope}")
         bucket = self.buckets.get(digest)
         if bucket is not None and not bucket.take():
             raise QuotaExceeded
@@ -112,8 +113,8 @@ class Keyring:
             raise Forbidden(f"this needs the scope {scope}")
 
 
-def token_digest(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+def token_digest(token: bytes) -> str:
+    return sha256(token).hexdigest()
 
 
 def add_key(
@@ -124,7 +125,7 @@ def add_key(
     lines = [
         "[[keys]]",
         f"name = {_toml(name)}",
-        f"sha256 = {_toml(token_digest(token))}",
+        f"sha256 = {_toml(token_digest(token.encode()))}",
         f"scopes = {_toml(scopes)}",
     ]
     if expires is not None:

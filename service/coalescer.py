@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, Self, TypeVar
 
+from service.asker import Asker
 from service.errors import ClientGone, DeadlineExceeded
 
 ASK_EVERY_S = 0.1
@@ -36,8 +37,7 @@ class _Member(Generic[Item, Result]):
 
     item: Item
     rows: int
-    deadline: float
-    gone: Callable[[], bool]
+    asker: Asker
     ask_at: float
     answer: asyncio.Future[Sequence[Result]]
     taken: int = 0
@@ -72,26 +72,24 @@ class Coalescer(Generic[Item, Result]):
         self.sweeps_at = math.inf  # monotonic
         self.sweep_timer: asyncio.TimerHandle | None = None
 
-    async def submit(self, item: Item, deadline: float, gone: Callable[[], bool]) -> Sequence[Result]:
-        """The results of its slices, in their order. deadline: monotonic. gone: whether nobody waits any more.
+    async def submit(self, item: Item, asker: Asker) -> Sequence[Result]:
+        """The results of its slices, in their order.
 
         Raises what `run` raised for the batch or answered for this item, DeadlineExceeded, ClientGone.
         """
         now = time.monotonic()
-        if deadline <= now:
+        if asker.deadline <= now:
             raise DeadlineExceeded
         loop = asyncio.get_running_loop()
-        member: _Member[Item, Result] = _Member(
-            item, len(item), deadline, gone, now + ASK_EVERY_S, loop.create_future()
-        )
+        member: _Member[Item, Result] = _Member(item, len(item), asker, now + ASK_EVERY_S, loop.create_future())
         self.waiting.append(member)
         self.unanswered.add(member)
         if not self.starts_soon:
             # One tick later, so that everything the loop has read by now joins the same batch.
             self.starts_soon = True
             loop.call_soon(self._start)
-        if deadline < self.sweeps_at or member.ask_at < self.sweeps_at:
-            self._sweep_by(min(deadline, member.ask_at))
+        if (sweep_at := min(asker.deadline, member.ask_at)) < self.sweeps_at:
+            self._sweep_by(sweep_at)
         try:
             return await member.answer
         except asyncio.CancelledError:
@@ -136,7 +134,7 @@ class Coalescer(Generic[Item, Result]):
 
     async def _answer(self, batch: Sequence[tuple[_Member[Item, Result], int]]) -> None:
         # The most patient member decides how long the batch may take; the others leave on their own.
-        seconds = max([member.deadline for member, _ in batch]) - time.monotonic()
+        seconds = max([member.asker.deadline for member, _ in batch]) - time.monotonic()
         items = [
             member.item if member.rows <= self.slice_rows else member.item.part(slice(first, first + self.slice_rows))
             for member, first in batch
@@ -170,16 +168,16 @@ class Coalescer(Generic[Item, Result]):
         staying = [member for member in self.unanswered if not _has_left(member, now)]
         self.waiting = deque([member for member in self.waiting if not member.answer.done()])
         if staying:
-            self._sweep_by(min([min(member.deadline, member.ask_at) for member in staying]))
+            self._sweep_by(min([min(member.asker.deadline, member.ask_at) for member in staying]))
 
 
 def _has_left(member: _Member[Item, Result], now: float) -> bool:
     """Asks it whether it is still waiting, and answers it where it is not."""
     if not member.answer.done():
-        if member.deadline <= now:
+        if member.asker.deadline <= now:
             member.answer.set_exception(DeadlineExceeded())
         elif member.ask_at <= now:
             member.ask_at = now + ASK_EVERY_S
-            if member.gone():
+            if member.asker.gone():
                 member.answer.set_exception(ClientGone())
     return member.answer.done()

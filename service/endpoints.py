@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from feature_client.online.reader import FeatureReader, FeatureStoreUnavailable
 from service.auth import Keyring
 from service.errors import MethodNotAllowed, NotFound
-from service.exchange import Exchange, problem_response
+from service.exchange import Exchange, Exchanges, problem_response
 from service.metrics import Metrics
 from service.protocol import ModelList, ModelSummary
 from service.releases import Releases
@@ -26,6 +26,7 @@ class Endpoints:
     releases: Releases
     reader: FeatureReader
     metrics: Metrics
+    exchanges: Exchanges
     store_answered: bool = False
 
     async def models(self, request: Request) -> Response:
@@ -78,12 +79,14 @@ class Endpoints:
     async def exposition(self, request: Request) -> Response:
         """Prometheus metrics; with keys configured, for the scope admin."""
         self._enter(request, "/metrics", "admin")
+        self.exchanges.settle()
         return PlainTextResponse(self.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
     def _enter(self, request: Request, route: str, scope: str) -> Exchange:
         exchange = Exchange.of(request)
         exchange.route = route
-        exchange.key = self.keyring.check(request.headers.get("authorization"), scope)
+        authorization = request.headers.get("authorization")
+        exchange.key = self.keyring.check(authorization.encode("latin-1") if authorization else None, scope)
         return exchange
 
 

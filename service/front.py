@@ -4,8 +4,8 @@ A router, a Request and a Response would cost more than features and model toget
 the same (openapi.py), and every other path goes on to FastAPI.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,12 +15,12 @@ from service.admission import deadline_of
 from service.auth import Keyring
 from service.errors import MethodNotAllowed
 from service.exchange import Exchange, Exchanges, problem_response
-from service.predictor import Asker, Predictor
-from service.protocol import ExplainRequest, PredictRequest
+from service.predictor import Predictor
+from service.protocol import ExplainRequest, PredictRequest, PredictResponse
 from service.settings import Settings
 
 Headers = Mapping[bytes, bytes]
-Endpoint = Callable[[Exchange, Headers, Receive], Awaitable[bytes]]
+Endpoint = Callable[[Exchange, Headers], Awaitable[bytes]]
 
 PREDICT = msgspec.json.Decoder(PredictRequest)
 EXPLAIN = msgspec.json.Decoder(ExplainRequest)
@@ -44,22 +44,14 @@ class Front:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = self.exchanges.begin(scope["method"], headers)
+        exchange = self.exchanges.begin(scope["method"], headers, receive)
         exchange.route = scope["path"]
         try:
-            body = await endpoint(exchange, headers, receive)
+            body = await endpoint(exchange, headers)
             exchange.status = 200
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": 200,
-                    "headers": [
-                        (b"content-type", b"application/json"),
-                        (b"content-length", b"%d" % len(body)),
-                        *exchange.headers(),
-                    ],
-                }
-            )
+            content = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            start = {"type": "http.response.start", "status": 200, "headers": content + exchange.headers()}
+            await send(start)
             await send({"type": "http.response.body", "body": body})
         except Exception as error:  # noqa: BLE001  (every error has its answer: errors.py is the table)
             response = problem_response(error, exchange)
@@ -71,47 +63,44 @@ class Front:
         finally:
             self.exchanges.end(exchange)
 
-    async def predict(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
+    async def predict(self, exchange: Exchange, headers: Headers) -> bytes:
         """Scores for up to 1,000 entities, from their stored features; with `explain`, reasons for up to 32."""
-        request = await self._request(exchange, headers, receive, PREDICT, "predict")
-        explains = request.explain is not None
-        if explains:
+        request = await self._request(exchange, headers, PREDICT, "predict")
+        if request.explain is None:
+            self._set_deadline(exchange, headers, self.settings.deadline_ms)
+        else:
             self.keyring.require(exchange.key, "explain")
-        response = await self.predictor.predict(request, self._asker(exchange, headers, receive, explains=explains))
-        body = encode(response)
-        exchange.trace.finish("encode")
-        return body
+            self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
+        return _encoded(await self.predictor.predict(request, exchange), exchange)
 
-    async def explain(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
+    async def explain(self, exchange: Exchange, headers: Headers) -> bytes:
         """Scores and reasons for up to 32 entities: base plus all contributions is the score, in its own unit."""
-        request = await self._request(exchange, headers, receive, EXPLAIN, "explain")
-        response = await self.predictor.explain(request, self._asker(exchange, headers, receive, explains=True))
-        body = encode(response)
-        exchange.trace.finish("encode")
-        return body
+        request = await self._request(exchange, headers, EXPLAIN, "explain")
+        self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
+        return _encoded(await self.predictor.explain(request, exchange), exchange)
 
     async def _request(
-        self,
-        exchange: Exchange,
-        headers: Headers,
-        receive: Receive,
-        decoder: msgspec.json.Decoder[bodies.Body],
-        scope: str,
+        self, exchange: Exchange, headers: Headers, decoder: msgspec.json.Decoder[bodies.Body], scope: str
     ) -> bodies.Body:
         if exchange.method != "POST":
             raise MethodNotAllowed
-        authorization = headers.get(b"authorization")
-        exchange.key = self.keyring.check(authorization.decode("latin-1") if authorization else None, scope)
+        exchange.key = self.keyring.check(headers.get(b"authorization"), scope)
         settings = self.settings
-        body = await bodies.read(headers, receive, settings.max_body_bytes, settings.body_timeout_ms / 1_000)
-        exchange.trace.start()
+        body = await bodies.read(headers, exchange.receive, settings.max_body_bytes, settings.body_timeout_ms / 1_000)
+        arrived = time.monotonic()
         request = bodies.decode(body, decoder)
-        exchange.trace.finish("decode")
+        exchange.since = time.monotonic()
+        exchange.stages["decode"] = exchange.since - arrived
         return request
 
-    def _asker(self, exchange: Exchange, headers: Headers, receive: Receive, *, explains: bool) -> Asker:
-        settings = self.settings
-        default_ms = settings.explain_deadline_ms if explains else settings.deadline_ms
+    def _set_deadline(self, exchange: Exchange, headers: Headers, default_ms: int) -> None:
         # Counted from the request's first byte: a body that took long has used up part of it.
-        deadline = deadline_of(headers.get(b"x-deadline-ms"), default_ms, settings.max_deadline_ms, exchange.started)
-        return Asker(exchange.request_id, deadline, partial(bodies.has_gone, receive), exchange.trace)
+        header = headers.get(b"x-deadline-ms")
+        exchange.deadline = deadline_of(header, default_ms, self.settings.max_deadline_ms, exchange.started)
+
+
+def _encoded(response: PredictResponse, exchange: Exchange) -> bytes:
+    body = encode(response)
+    stages = exchange.stages
+    stages["encode"] = stages.get("encode", 0.0) + time.monotonic() - exchange.since
+    return body

@@ -75,6 +75,7 @@ class AccessLog:
 
     def write(
         self,
+        at: float,
         request_id: str,
         trace_id: str | None,
         method: str,
@@ -85,7 +86,7 @@ class AccessLog:
         rows: int,
         seconds: float,
     ) -> None:
-        """Only in a running event loop. seconds: from the first byte to the answer."""
+        """Only in a running event loop. at: seconds since the epoch. seconds: from the first byte to the answer."""
         if not self.enabled:
             return
         buffer = self._buffer
@@ -93,7 +94,7 @@ class AccessLog:
             self.dropped += 1
             return
         line = _Line(
-            self._now(), "INFO", "rapport.access", "request",
+            self._time(at), "INFO", "rapport.access", "request",
             request_id, trace_id, method, route, status, code, key, rows, round(seconds * 1_000, 3),
         )  # fmt: skip
         self._encoder.encode_into(line, buffer, -1)
@@ -130,10 +131,9 @@ class AccessLog:
         left = bool(self._buffer)
         self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._tick) if left else None
 
-    def _now(self) -> str:
-        now = time.time()
-        second = int(now)
+    def _time(self, at: float) -> str:
+        second = int(at)
         if second != self._second:
             self._second = second
             self._date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._date}.{int((now - second) * 1_000):03d}+00:00"
+        return f"{self._date}.{int((at - second) * 1_000):03d}+00:00"

@@ -5,7 +5,7 @@ A scrape of any worker answers for all of them (shared_metrics.py).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,9 +22,6 @@ SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 AGES = (60, 600, 3_600, 21_600, 86_400, 172_800, 345_600, 604_800, 2_592_000, 7_776_000)
 SCORES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 10, 50, 100, 250, 500, 1_000, 5_000, 10_000)
-
-NO_MODEL = "-"
-"""The model label of a request that names none that is served."""
 
 
 class Metrics:
@@ -72,12 +69,14 @@ class Metrics:
         self._ages: dict[str, list[HistogramTally]] = {}  # contract digest -> one a view
         self._tasks: dict[tuple[str, str], list[HistogramTally]] = {}  # contract digest, version -> one a task
 
-    def request(self, route: str, model: str, code: int, seconds: float) -> None:
-        self._requests.of(route, model, code).inc()
-        self._duration.of(route, model).observe(seconds)
+    def requests(self, route: str, model: str, code: int, seconds: Sequence[float]) -> None:
+        """Requests that were answered alike, with how long each took."""
+        self._requests.of(route, model, code).inc(len(seconds))
+        self._duration.of(route, model).observe_all(seconds)
 
-    def stage(self, name: str, seconds: float) -> None:
-        self._stages.of(name).observe(seconds)
+    def stages(self, name: str, seconds: Sequence[float]) -> None:
+        """How long requests were in a stage."""
+        self._stages.of(name).observe_all(seconds)
 
     def batch(self, stage: str, rows: int) -> None:
         self._batch_rows.of(stage).observe(rows)
@@ -85,8 +84,9 @@ class Metrics:
     def shed(self, lane: str, reason: str) -> None:
         self._shed.of(lane, reason).inc()
 
-    def inflight(self, lane: str, rows: int) -> None:
-        self._inflight.of(lane).set(rows)
+    def inflight(self, rows: Mapping[str, int]) -> None:
+        """rows: lane -> entities; looked at whenever somebody asks, and kept up to date by its owner."""
+        self._inflight.source = lambda: [((lane,), count) for lane, count in rows.items()]
 
     def dependency(self, name: str, *, up: bool) -> None:
         self._dependency.of(name).set(int(up))

@@ -1,20 +1,18 @@
 """The request path: admit, wait for a batch, answer."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from feature_client.clock import Clock
 from feature_client.online.reader import FeatureReader
 from feature_client.schema import Override
 from service.admission import Admission
 from service.answers import explanations_of
+from service.asker import Asker
 from service.backends import Backend
 from service.coalescer import Coalescer
 from service.errors import InvalidRequest, Overloaded
-from service.exchange import Trace
 from service.metrics import Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, PredictRequest, PredictResponse
 from service.releases import Loaded, Releases, Served
@@ -31,15 +29,6 @@ class Limits:
     batch_rows: int
     slice_rows: int
     batches_in_flight: int
-
-
-class Asker(msgspec.Struct, frozen=True):
-    """Who waits for an answer: until an instant (monotonic), or until he has gone; and what is noted down for him."""
-
-    request_id: str
-    deadline: float
-    gone: Callable[[], bool]
-    trace: Trace
 
 
 class Predictor:
@@ -93,8 +82,8 @@ class Predictor:
 
     def _resolve(self, request: PredictRequest | ExplainRequest, asker: Asker) -> tuple[Served, Loaded]:
         served, loaded = self.releases.resolve(request.model, request.version)
-        asker.trace.model = loaded.release.manifest.model
-        asker.trace.rows = len(request.entities)
+        asker.model = loaded.release.contract.model
+        asker.rows = len(request.entities)
         return served, loaded
 
     async def _score(
@@ -106,14 +95,16 @@ class Predictor:
         if overrides is not None:
             loaded.release.contract.schema.check_overrides(overrides)
         work = Work(request.entities, keys, overrides, served.route.unknown == "reject")
-        rows, trace = len(work), asker.trace
+        rows = len(keys)
         self.admission.enter(lane, rows)
+        admitted = time.monotonic()
+        asker.stages["admit"] = admitted - asker.since
         try:
-            trace.finish("admit")
-            parts = await self._queue(loaded, lane).submit(work, asker.deadline, asker.gone)
+            parts = await self._queue(loaded, lane).submit(work, asker)
         finally:
             self.admission.leave(lane, rows)
-        _note(parts, trace)
+        asker.since = time.monotonic()
+        _note(parts, asker, asker.since - admitted)
         return parts
 
     def _queue(self, loaded: Loaded, lane: str) -> Coalescer[Work, Scored]:
@@ -132,17 +123,15 @@ class Predictor:
         return queue
 
 
-def _note(parts: Sequence[Scored], trace: Trace) -> None:
-    """Where the time went since the last stage; what no batch of the request was at work was waiting."""
-    now = time.monotonic()
-    queue = now - trace.since
+def _note(parts: Sequence[Scored], asker: Asker, seconds: float) -> None:
+    """Where the time since it was admitted went; when no batch of the request was at work, it was waiting."""
+    stages = asker.stages
     for part in parts:
         for stage, spent in part.stages.items():
-            trace.add(stage, spent)
-            queue -= spent
+            stages[stage] = stages.get(stage, 0.0) + spent
+            seconds -= spent
     # The slices of a large request overlap: together they may take longer than it waited.
-    trace.add("queue", max(queue, 0.0))
-    trace.since = now
+    stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)
 
 
 def _explain(loaded: Loaded, parts: Sequence[Scored], tasks: Sequence[str], top: int | None) -> None:

@@ -62,12 +62,22 @@ class CounterTally(Tally, Counter):
 
 
 class GaugeTally(Tally, Gauge):
-    """Of several values set between two flushes the last is written."""
+    """Of several values set between two flushes the last is written.
+
+    source: where it is set, a flush asks it first, for labels and their values.
+    """
+
+    source: Callable[[], Iterable[tuple[tuple[str, ...], float]]] | None = None
 
     def _metric_init(self) -> None:
         super()._metric_init()
         self.value = 0.0
         self.sets = self._written = 0
+
+    def flush(self) -> None:
+        for labels, value in self.source() if self.source is not None else ():
+            self.of(*labels).set(value)
+        super().flush()
 
     def set(self, value: float) -> None:
         self.value = value
@@ -91,6 +101,14 @@ class HistogramTally(Tally, Histogram):
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:  # noqa: ARG002  (we have none)
         self.counts[bisect_left(self.bounds, amount)] += 1
         self.total += amount
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        if len(amounts) <= FEW_ROWS:
+            for amount in amounts:
+                self.observe(amount)
+            return
+        places = np.searchsorted(self.bounds, amounts)  # as bisect_left does
+        self.add(np.bincount(places, minlength=len(self.bounds)).tolist(), sum(amounts))
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """Many observations: how many fell into each bucket alone, and their sum."""

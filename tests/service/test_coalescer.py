@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from service import coalescer as module
+from service.asker import Asker
 from service.coalescer import Coalescer
 from service.errors import ClientGone, DeadlineExceeded
 
@@ -48,8 +49,15 @@ def stays() -> bool:
     return False
 
 
+class Client(Asker):
+    has_left: Callable[[], bool] = stays
+
+    def gone(self) -> bool:
+        return self.has_left()
+
+
 async def ask(queue: Queue, *numbers: int, seconds: float = 5, gone: Callable[[], bool] = stays) -> list[int]:
-    parts = await queue.submit(Numbers(numbers), time.monotonic() + seconds, gone)
+    parts = await queue.submit(Numbers(numbers), Client("request", deadline=time.monotonic() + seconds, has_left=gone))
     return [number for part in parts for number in part]
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def write(access: AccessLog, request_id: str = "r-1", key: str | None = "shop") -> None:
-    access.write(request_id, "a" * 32, "POST", "/v1/predict", 503, "overloaded", key, 7, 0.0123456)
+    access.write(time.time(), request_id, "a" * 32, "POST", "/v1/predict", 503, "overloaded", key, 7, 0.0123456)
 
 
 def write_many(access: AccessLog, lines: int, *, then_close: bool = True) -> None:
@@ -170,7 +171,7 @@ access = AccessLog(descriptor=int(sys.argv[1]))
 
 async def main():
     for n in range(3_000):
-        access.write(f"{sys.argv[2]}-{n}", None, "POST", "/v1/predict", 200, None, "k" * (n % 300), 1, 0.001)
+        access.write(0.0, f"{sys.argv[2]}-{n}", None, "POST", "/v1/predict", 200, None, "k" * (n % 300), 1, 0.001)
         if n % 50 == 0:
             await asyncio.sleep(0)
             access.flush(10.0)

@@ -192,8 +192,8 @@ def test_a_batch_counts_as_its_entities_one_by_one(release: Release, rows: int) 
         ours.batch("infer", rows)
         ours.features(contract, encoded, ages)
         ours.predictions(contract, "3", statuses, scores, answered)
-        ours.request("/v1/predict", contract.model, 200, 0.0025)
-        ours.stage("infer", 0.25)
+        ours.requests("/v1/predict", contract.model, 200, [0.0025])
+        ours.stages("infer", [0.25])
 
         naive.batch_rows.labels("infer").observe(rows)
         for _, column in np.argwhere(defaulted):
@@ -226,8 +226,8 @@ from service.shared_metrics import share
 share(Path(sys.argv[1]), int(sys.argv[2]))
 metrics = Metrics()
 for _ in range(int(sys.argv[3])):
-    metrics.request("/v1/predict", "engagement", 200, 0.25)
-metrics.inflight("predict", int(sys.argv[3]))
+    metrics.requests("/v1/predict", "engagement", 200, [0.25])
+metrics.inflight({"predict": int(sys.argv[3])})
 metrics.dependency("feature_store", up=sys.argv[4] == "up")
 metrics.flush()
 print(metrics.exposition().decode())

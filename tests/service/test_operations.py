@@ -185,19 +185,6 @@ def test_one_event_is_one_json_line_whatever_is_in_it(capfd: pytest.CaptureFixtu
     assert event["level"] == "INFO"
 
 
-def test_every_request_is_one_line_of_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "rapport.access")
-    parent = f"00-{'a' * 32}-{'b' * 16}-01"
-    requests.post(f"{url}/v1/predict", json=GOOD, headers={"X-Request-Id": "logged", "traceparent": parent}, timeout=5)
-
-    until(lambda: any(getattr(record, "request_id", "") == "logged" for record in caplog.records), "never logged")
-    [record] = [record for record in caplog.records if getattr(record, "request_id", "") == "logged"]
-    logged = record.__dict__
-    assert (logged["route"], logged["status"], logged["rows"]) == ("/v1/predict", 200, 1)
-    assert logged["trace_id"] == "a" * 32
-    assert "c1" not in str({key: value for key, value in logged.items() if key != "args"})
-
-
 def test_the_documentation_is_complete(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=5).json()
 

@@ -1,0 +1,29 @@
+"""Who waits for an answer, and what is noted down for them on the way."""
+
+from typing import Any
+
+import msgspec
+
+STAGES = ("decode", "admit", "features", "queue", "infer", "encode")
+
+NO_MODEL = "-"
+"""The model of a request that names none that is served."""
+
+
+class Asker(msgspec.Struct):
+    """deadline: monotonic instant until which the answer is wanted. stages: stage -> seconds, for all that are over.
+
+    since: monotonic instant at which the stage that runs began.
+    """
+
+    request_id: str
+    receive: Any = None  # ASGI's, which says whether the client is still there
+    deadline: float = 0.0
+    model: str = NO_MODEL
+    rows: int = 0
+    since: float = 0.0
+    stages: dict[str, float] = msgspec.field(default_factory=dict)
+
+    def gone(self) -> bool:
+        """Whether nobody waits any more."""
+        return False
