@@ -6,6 +6,7 @@ import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Served:
     route: Route
     versions: Mapping[str, Loaded]
 
-    @property
+    @cached_property
     def champion(self) -> Loaded:
         return self.versions[str(self.route.champion)]
 

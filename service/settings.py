@@ -53,6 +53,12 @@ class Settings(BaseSettings):
     )
     max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
     max_batch_rows: int = Field(1_024, ge=1_000, description="Entities in one feature read and one inference.")
+    slice_rows: int = Field(
+        128,
+        ge=1,
+        description="Entities that one request adds to a batch; it queues again with the rest, so that nobody waits "
+        "for all of a large one. Smaller is fairer and costs the large one more batches.",
+    )
     batches_in_flight: int = Field(2, ge=1, description="Batches a lane works on at once: one reads, one infers.")
     model_threads: int = Field(
         1,

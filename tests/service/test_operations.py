@@ -318,7 +318,7 @@ def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_not
             await releases.refresh()
         assert "missing" in str(releases.failure)
         assert releases.served == {}
-        assert backend.sessions == {}
+        assert backend.graphs == {}
         assert releases.metrics.registry.get_sample_value("rapport_reload_failures_total") == 1
 
         shutil.move(tmp_path / "aside", graph)
@@ -326,7 +326,7 @@ def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_not
             await releases.refresh()
             await asyncio.sleep(0.01)
         assert releases.failure is None
-        assert set(backend.sessions) == releases.graphs() == {"engagement.2", "engagement.2.explain"}
+        assert set(backend.graphs) == releases.graphs() == {"engagement.2", "engagement.2.explain"}
 
     asyncio.run(look())
 
