@@ -54,7 +54,7 @@ class _Line(msgspec.Struct, gc=False):
 
 
 class AccessLog:
-    """One line a request, as `configure` would write it, for a twentieth of what `logging` takes.
+    """One line a request, as `configure` would write it, for a fifteenth of what `logging` takes.
 
     Lines are gathered, and written once they are 100 ms old or 64 KiB, and on `close`. The event loop never waits for
     whoever reads them: what cannot be written now is kept, up to 1 MiB. Several workers may write to one pipe: a write
