@@ -152,7 +152,7 @@ def test_a_model_that_is_not_there_is_unavailable(release: Release) -> None:
 
 def test_inputs_that_are_none_of_the_model_are_an_error_by_name(release: Release) -> None:
     async def scenario(backend: EmbeddedBackend) -> None:
-        wrong = inputs(release, 1) | {"numeric": np.zeros((1, 1), np.float32)}
+        wrong = {**inputs(release, 1), "numeric": np.zeros((1, 1), np.float32)}
         with pytest.raises(BackendUnavailable):
             await backend.infer(release.name, wrong, 1.0)
 
