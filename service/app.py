@@ -60,6 +60,9 @@ def create_app(
         exposition = None
         if settings.metrics_port is not None and settings.workers == 1:  # the port of several is not a worker's
             exposition, _thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
+        if settings.workers > 1:
+            # One that takes a dead worker's place is not asked before it has what the others have.
+            await releases.look()
         watcher = asyncio.create_task(releases.watch(settings.release_poll_s))
         try:
             yield

@@ -95,13 +95,16 @@ class Releases:
     async def watch(self, every_s: float) -> None:
         """Looks at the repository until cancelled."""
         while True:
-            try:
-                await self.refresh()
-            except Exception:
-                # A defect must not end the watch in silence: what is loaded goes on answering.
-                self.metrics.reload_failed()
-                log.exception("looking at the model repository failed")
+            await self.look()
             await asyncio.sleep(every_s)
+
+    async def look(self) -> None:
+        """`refresh`, of which not even a defect ends the watch in silence: what is loaded goes on answering."""
+        try:
+            await self.refresh()
+        except Exception:
+            self.metrics.reload_failed()
+            log.exception("looking at the model repository failed")
 
     async def refresh(self) -> None:
         """Loads what has changed since the last look; failures are logged once, counted, and tried again."""

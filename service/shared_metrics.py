@@ -14,7 +14,8 @@ def share(directory: Path, worker: int) -> None:
     """From now on the metrics of this process are kept in `directory`.
 
     The files belong to the worker's number, not to its process: whoever takes a dead worker's place goes on counting
-    where it stopped, so that counters never fall, and there are never more files than workers have.
+    where it stopped, so that counters never fall, and there are never more files than workers have. A worker that is
+    killed takes with it what it has counted since its last flush.
     """
     os.environ[DIRECTORY] = str(directory)
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]

@@ -67,17 +67,17 @@ class GaugeTally(Tally, Gauge):
     def _metric_init(self) -> None:
         super()._metric_init()
         self.value = 0.0
-        self.settings = self._written = 0
+        self.sets = self._written = 0
 
     def set(self, value: float) -> None:
         self.value = value
-        self.settings += 1
+        self.sets += 1
 
     def _write(self) -> None:
-        settings = self.settings
-        if settings != self._written:
+        sets = self.sets
+        if sets != self._written:
             super().set(self.value)
-            self._written = settings
+            self._written = sets
 
 
 class HistogramTally(Tally, Histogram):

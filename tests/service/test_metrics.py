@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_client.release import Release
 from feature_client.schema import Encoded
 from service.metrics import AGES, ROWS, SCORES, SECONDS, Metrics
-from service.shared_metrics import shared_registry
+from service.shared_metrics import forget, shared_registry
 from service.tallies import FEW_ROWS, CounterTally, GaugeTally, HistogramTally, observe_columns
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -266,4 +266,7 @@ def test_workers_add_up_and_a_successor_goes_on_where_its_predecessor_stopped(tm
     assert successor["rapport_inflight", (("lane", "predict"),)] == 6
     assert successor[up] == 1
     assert set(tmp_path.iterdir()) == files
-    assert count(series(generate_latest(shared_registry(tmp_path)))) == [9, 9, 2.25, 9, 0]
+    forget(tmp_path, 1)
+    left = series(generate_latest(shared_registry(tmp_path)))
+    assert count(left) == [9, 9, 2.25, 9, 0]
+    assert left["rapport_inflight", (("lane", "predict"),)] == 2

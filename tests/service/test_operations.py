@@ -430,7 +430,7 @@ def test_what_is_in_flight_at_sigterm_is_answered(
 
 @contextmanager
 def gateway_process(
-    tmp_path: Path, release: Release, redis_url: str
+    tmp_path: Path, release: Release, redis_url: str, **environment: str
 ) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """`rapport serve` as a process of its own, its log in tmp_path/log."""
     settings = {"RAPPORT_PORT": "0", "RAPPORT_MODELS": str(release.root), "RAPPORT_REDIS": redis_url}
@@ -439,7 +439,7 @@ def gateway_process(
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve"],
             stderr=stderr,
-            env={"PATH": "", "RAPPORT_AS_OF": AS_OF.isoformat(), **settings},
+            env={"PATH": "", "RAPPORT_AS_OF": AS_OF.isoformat(), **settings, **environment},
         )
         try:
             until(lambda: "listening" in log.read_text(), "never listened")
