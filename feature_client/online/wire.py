@@ -27,6 +27,9 @@ STRING, INT32, INT64, DOUBLE, FLOAT, BOOL, UNIX_TIMESTAMP = 0x12, 0x18, 0x20, 0x
 
 MAX_VARINT_BYTES = 10
 
+LONG_STRING = 0x80
+"""Bytes from which the length of a string takes more than one byte."""
+
 
 class WireError(ValueError):
     """Bytes that are not a value of the declared type."""
@@ -58,7 +61,7 @@ def string_value(text: str) -> bytes:
     """A serialized Value{string_val}, as Feast stores it. Raises UnicodeEncodeError for lone surrogates."""
     raw = text.encode()
     length = len(raw)
-    if length < 0x80:
+    if length < LONG_STRING:
         return b"\x12%c%b" % (length, raw)
     varint = bytearray()
     while length >= 0x80:
