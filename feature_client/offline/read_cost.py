@@ -220,7 +220,7 @@ def write_made_up(address: str, schema: FeatureSchema, customers: Sequence[str])
                 for at, (view, field) in enumerate(stored_names(schema))
             }
             fields |= {wire.event_time_name(view): written_at for view in schema.views}
-            pipeline.hset(key.redis_key, mapping=fields)
+            pipeline.hset(key.redis_keys[0], mapping=fields)
         pipeline.execute()
 
 
