@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--home", type=Path, default=Path(".rapport/bench"), help="made where it is not there")
     parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(ROWS)}")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one load")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one load")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
     parser.add_argument("--base", type=int, default=20_000, help="customers of the data set that is made")
     parser.add_argument("--customers", type=int, default=1_000_000, help="of the large store")

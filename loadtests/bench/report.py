@@ -105,7 +105,8 @@ def document(result: Mapping[str, Any]) -> str:
             f"| {row['what']} | {row['figure']:.2f} {row['unit']} | {low:.2f} to {high:.2f} | {mark} | {verdict} "
             f"| {row['absolute']} | `make bench ROWS={row['group']}` |"
         )
-    lines += [f"\nNot measured: {name} ({reason})." for name, reason in result["failed"].items()]
+    # A reason may be the last words of some program, of many lines.
+    lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in result["failed"].items()]
     return "\n".join(lines) + "\n"
 
 
