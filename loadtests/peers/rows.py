@@ -84,7 +84,7 @@ def measure(plan: Plan, peer: Peer) -> Iterator[Row]:
                 )
         best = max(found, key=found.__getitem__) if found else next(iter(peer.ways))
         about = {
-            "way": best,
+            "title": f"{peer.title} ({best})",
             "ways_to_empty": {way: round(ratio, 3) for way, ratio in found.items()},
             "settings": peer.settings,
             "documentation": peer.documentation,
@@ -97,7 +97,7 @@ def measure(plan: Plan, peer: Peer) -> Iterator[Row]:
                     partial(ours.drive, ours_bodies, clients, plan.seconds),
                     partial(yardstick.drive, ours_bodies, clients, plan.seconds),
                 )
-                yield from rows(peer, best, clients, list(in_turn(plan.rounds, drives)), about)
+                yield from rows(peer, clients, list(in_turn(plan.rounds, drives)), about)
 
 
 PEER_ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
@@ -106,12 +106,10 @@ PEER_ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
 """A group of rows a peer: one that fails or cannot be installed leaves the others."""
 
 
-def rows(
-    peer: Peer, way: str, clients: int, rounds: Sequence[Sequence[Cost]], about: Mapping[str, Any]
-) -> Iterator[Row]:
+def rows(peer: Peer, clients: int, rounds: Sequence[Sequence[Cost]], about: Mapping[str, Any]) -> Iterator[Row]:
     """rounds: of each, the cost of the peer, of ours, of the empty endpoint."""
     rates = [[cost.load.requests_per_s for cost in costs] for costs in rounds]
-    title = f"{peer.title} ({way}), {clients} client{'s' * (clients > 1)}"
+    title = f"{about['title']}, {clients} client{'s' * (clients > 1)}"
     details = {
         **about,
         "requests_per_s": [round(theirs, 1) for theirs, _, _ in rates],

@@ -23,7 +23,8 @@ from loadtests.peers import venvs
 from loadtests.peers.catalog import NO_MOMENT, PEERS, Peer, Start
 from loadtests.peers.encode import Columns, Encoder
 from loadtests.peers.model import Model
-from loadtests.peers.rows import PEER_ROWS, compare, in_turn
+from loadtests.peers.page import section
+from loadtests.peers.rows import PEER_ROWS, compare, in_turn, rows
 from model_export.rows import fit_vocabularies
 from tests.model_export.tiny_release import AS_OF, build_tiny_release, tiny_run, tiny_schema, tiny_world
 from tests.test_architecture import ROOT, imports_of, inside, reached
@@ -292,3 +293,35 @@ def test_the_digest_is_of_all_that_decides_what_is_installed(
 
     assert len(set(digests)) == 4
     assert venvs.digest("nothing", requirements) == digests[-1]
+
+
+def test_the_page_says_of_each_peer_how_it_was_run_and_what_it_reached() -> None:
+    def cost(rate: float) -> Cost:
+        return Cost(Load(int(rate), 1.0, 2.0, 30.0, 0), 100.0)
+
+    about = {
+        "title": "MLServer (in process)",
+        "settings": "batches",
+        "ways_to_empty": {"in process": 0.25, "one worker": 0.125},
+        "versions": {"mlserver": "1.7.1"},
+        "documentation": "Adaptive Batching",
+    }
+    rounds = [[cost(200), cost(rate), cost(1_000)] for rate in (1_800, 1_900, 9_000)]
+    results = [
+        {"group": "peer_mlserver", **row.as_json()}
+        for clients in (1, 16, 64)
+        for row in rows(MLSERVER, clients, rounds, about)
+    ]
+
+    page = "\n".join(section([{"group": "throughput", "name": "throughput_64"}, *results]))
+
+    assert (
+        "| MLServer (in process) | 200, 0.20 | 200, 0.20 | 200, 0.20 | 30 ms | 9.5 times as many (not at least 10) |"
+        in page
+    )
+    assert "Tried at 64 clients, times the empty endpoint: in process 0.25, one worker 0.12." in page
+    assert "mlserver 1.7.1. After *Adaptive Batching*." in page
+
+
+def test_without_peers_the_page_has_no_section() -> None:
+    assert section([{"group": "throughput", "name": "throughput_64"}]) == []
