@@ -40,7 +40,7 @@ loadtest: $(INSTALLED)
 		--users 8 --spawn-rate 8 --run-time $(or $(SECONDS),30)s --customers $(HOME_DIR)/$(DATASET)/customers.txt
 
 # Every performance row, with ratios inside one run, and docs/performance.md from it. SECONDS= of one load, ROUNDS= of
-# each comparison, ROWS=throughput,tail for some of them, CUSTOMERS=10000000 for the large store (12 GB of memory),
+# each comparison, ROWS=throughput,tail for some of them, CUSTOMERS=10000000 for the large store (8 GB of memory),
 # PEERS=1 for other systems beside ours.
 bench: $(INSTALLED) wrk
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loadtests.bench --home $(HOME_DIR)/bench \

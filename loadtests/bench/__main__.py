@@ -58,6 +58,7 @@ def main() -> None:
             )
             facts = circumstances(prepared.redis)
             for name in options.rows:
+                print(f"bench: {name} ...", file=sys.stderr, flush=True)  # noqa: T201
                 try:
                     for row in ALL_ROWS[name](plan):
                         results.append({"group": name, **row.as_json()})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtests.bench.open_loop import OpenLoad
 from loadtests.bench.plan import Plan, ratios
-from loadtests.bench.report import Row
+from loadtests.bench.report import Row, absolute
 from loadtests.bench.targets import EXPLAIN, Target, bodies_of, gateway
 
 LARGE = 1_000
@@ -36,8 +36,8 @@ def mixed(plan: Plan) -> Iterator[Row]:
         ratios([(one.p99_ms, other.p99_ms) for one, other in pairs]),
         "times",
         details=details,
+        absolute=absolute(details["with_p99_ms"], details["without_p99_ms"], "ms"),
     )
-    yield Row("mixed_p99", "the same, p99 beside that client", details["with_p99_ms"], "ms", details=details)
 
 
 def beside(target: Target, small: Path, large: Path, seconds: float) -> OpenLoad:
@@ -67,4 +67,5 @@ def explain(plan: Plan) -> Iterator[Row]:
             "explain_p50_ms": [one.load.p50_ms for one, _ in pairs],
             "predict_p50_ms": [other.load.p50_ms for _, other in pairs],
         },
+        absolute=absolute([one.load.p50_ms for one, _ in pairs], [other.load.p50_ms for _, other in pairs], "ms"),
     )

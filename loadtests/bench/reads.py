@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from loadtests.answers import WrongAnswer
 from loadtests.bench.plan import Plan, ratios
-from loadtests.bench.report import Row
+from loadtests.bench.report import Row, absolute
 from loadtests.bench.servers import pinned
 
 
@@ -32,6 +32,7 @@ def reads(plan: Plan) -> Iterator[Row]:
             mark=mark,
             at_least=True,
             details={"features": costs["features"], "compared": costs["compared"], **cost},
+            absolute=absolute(cost["feast_us"], cost["ours_us"], f"us, {costs['features']} values an entity"),
         )
     for size, values in costs["encode"].items():
         yield Row(f"encode_{size}", f"CPU of turning what was read into tensors, {size} at once", values, "us")
@@ -42,4 +43,5 @@ def reads(plan: Plan) -> Iterator[Row]:
             (cost["single_us"],),
             "us",
             details={"batch_of_100_us": cost["batch_us"]},
+            absolute=f"a batch of 100: {cost['batch_us']:,.0f} us",
         )

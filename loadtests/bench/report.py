@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,7 +29,7 @@ mean and where the marks come from is in `loadtests/bench`.
 class Row:
     """One figure: the median of `values`, one a round. mark: what it should be at most (or at least); None: only told.
 
-    details: what the figure was computed from, for the JSON.
+    details: what the figure was computed from, for the JSON. absolute: the gist of that, for people.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Row:
     mark: float | None = None
     at_least: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
+    absolute: str = ""
 
     @property
     def figure(self) -> float:
@@ -55,12 +56,18 @@ class Row:
         return asdict(self) | {"figure": self.figure, "met": self.met}
 
 
+def absolute(values: Iterable[float], others: Iterable[float], unit: str) -> str:
+    """Medians of both sides of a ratio."""
+    return f"{_short(statistics.median(values))} against {_short(statistics.median(others))} {unit}"
+
+
 def line(row: Row) -> str:
     """One line of the table."""
     low, high = min(row.values), max(row.values)
     mark = "" if row.mark is None else f"{'at least' if row.at_least else 'at most'} {row.mark:g}"
     verdict = {None: "", True: "met", False: "NOT MET"}[row.met]
-    return f"{row.what:<78} {row.figure:9.2f} {row.unit:<6} {low:9.2f} ..{high:9.2f}  {mark:<13} {verdict}".rstrip()
+    told = f"{row.what:<84} {row.figure:9.2f} {row.unit:<6} {low:9.2f} ..{high:9.2f}  {mark:<13} {verdict:<8}"
+    return f"{told} {row.absolute}".rstrip()
 
 
 def circumstances(redis_address: str) -> dict[str, Any]:
@@ -84,13 +91,13 @@ def circumstances(redis_address: str) -> dict[str, Any]:
 
 def document(result: Mapping[str, Any]) -> str:
     """docs/performance.md."""
-    lines = [HEAD, f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}."]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines += [
-        f"{versions}.",
-        "",
-        "| what | figure | lowest to highest round | mark | | command |",
-        "|---|---|---|---|---|---|",
+    lines = [
+        HEAD,
+        f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}.",
+        f"{result['rounds']} rounds of {result['seconds']:g} s. {versions}.\n",
+        "| what | figure | lowest to highest round | mark | | in absolute terms | command |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["results"]:
         if row["group"].startswith("peer_"):
@@ -100,11 +107,16 @@ def document(result: Mapping[str, Any]) -> str:
         verdict = {None: "", True: "met", False: "**not met**"}[row["met"]]
         lines.append(
             f"| {row['what']} | {row['figure']:.2f} {row['unit']} | {low:.2f} to {high:.2f} | {mark} | {verdict} "
-            f"| `make bench ROWS={row['group']}` |"
+            f"| {row['absolute']} | `make bench ROWS={row['group']}` |"
         )
     lines += section(result["results"])
     lines += [f"\nNot measured: {name} ({reason})." for name, reason in result["failed"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _short(number: float) -> str:
+    """Three digits that say something: 12,345 but 1.23."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _commit() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loadtests.bench.home import Home, PreparationError, client, local_redis, rapport
 from loadtests.bench.plan import Plan, ratios
-from loadtests.bench.report import Row
+from loadtests.bench.report import Row, absolute
 from loadtests.bench.targets import Target, bodies_of, gateway
 
 SIZES = (10, 100, 1000)
@@ -40,6 +40,7 @@ def batch(plan: Plan) -> Iterator[Row]:
                     "single_cpu_us": [one.cpu_us for _, one in pairs],
                     "p50_ms": [many.load.p50_ms for many, _ in pairs],
                 },
+                absolute=absolute([many.cpu_us / size for many, _ in pairs], [one.cpu_us for _, one in pairs], "us"),
             )
 
 
@@ -69,8 +70,11 @@ def customers(plan: Plan) -> Iterator[Row]:
         details={
             "many_gateway_and_redis_us": [one for one, _ in pairs],
             "few_gateway_and_redis_us": [other for _, other in pairs],
+            "customers": stored,
             "store_gib": round(memory / 1024**3, 2),
         },
+        absolute=absolute([sum(one) for one, _ in pairs], [sum(other) for _, other in pairs], "us")
+        + f"; the store takes {memory / 1024**3:.2g} GiB",
     )
 
 
@@ -107,6 +111,8 @@ def models(plan: Plan) -> Iterator[Row]:
                     "alone_cpu_us": [other.cpu_us for _, other in pairs],
                     **memory,
                 },
+                absolute=absolute([one.cpu_us for one, _ in pairs], [other.cpu_us for _, other in pairs], "us")
+                + f"; {memory['mib_many']:.0f} against {memory['mib_alone']:.0f} MiB",
             )
 
 

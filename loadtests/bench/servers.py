@@ -26,9 +26,10 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """pid: of the process that was started, and of its session."""
+    """pid: of the process that was started, and of its session. log: file descriptor of all that it says."""
 
     pid: int
+    log: int
 
     def cpu_s(self) -> float:
         """User and system seconds so far of all processes of the session, those that have ended included.
@@ -36,6 +37,10 @@ class Server:
         To 10 ms: measure for seconds, and take differences.
         """
         return sum(cpu for session, _, cpu in _processes() if session == self.pid)
+
+    def said(self, limit: int = 8_000_000) -> str:
+        """The last of it, at most `limit` bytes."""
+        return _tail(self.log, limit)
 
     def resident_mib(self) -> float:
         """Of the process that was started alone."""
@@ -72,7 +77,7 @@ def server(
         try:
             if ready_url is not None:
                 _wait_ready(process, ready_url, log.fileno(), timeout_s)
-            yield Server(process.pid)
+            yield Server(process.pid, log.fileno())
             if process.poll() is not None:
                 raise ServerError(f"{argv[0]} ended with code {process.returncode}: {_tail(log.fileno())}")
         finally:
@@ -102,8 +107,8 @@ def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: int, timeout_
     raise ServerError(f"{url} did not answer within {timeout_s:.0f} s: {_tail(log)}")
 
 
-def _tail(log: int) -> str:
-    text = os.pread(log, 2_000, max(os.fstat(log).st_size - 2_000, 0)).decode(errors="replace")
+def _tail(log: int, limit: int = 2_000) -> str:
+    text = os.pread(log, limit, max(os.fstat(log).st_size - limit, 0)).decode(errors="replace")
     return text.strip() or "it said nothing"
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 
 from loadtests.bench.plan import Plan
-from loadtests.bench.report import Row
+from loadtests.bench.report import Row, absolute
 from loadtests.bench.targets import Target, bodies_of, empty, gateway
 
 CLIENTS = 64
@@ -37,4 +37,7 @@ def tail(plan: Plan) -> Iterator[Row]:
             "times",
             mark=mark,
             details={"rounds": [asdict(load) for load in loads]},
+            absolute=f"{absolute([load.p99_ms for load in loads], [load.p50_ms for load in loads], 'ms')}; "
+            f"{statistics.median(load.offered for load in loads):,.0f} offered, "
+            f"{statistics.median(load.achieved for load in loads):,.0f} achieved requests/s",
         )

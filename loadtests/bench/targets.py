@@ -1,9 +1,11 @@
 """The two servers that are compared, the load that a row puts on one of them, and proof that its answers are right."""
 
+import contextlib
 import http.client
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,14 +59,16 @@ class Target:
         before = self.server.cpu_s()
         load = closed_loop(self.url, bodies, clients, seconds, path=path, key=self.key, core=self.core)
         if load.errors or not load.requests:
-            raise WrongAnswer(f"{self.name}: {load.errors} errors in {load.requests} requests from {clients} clients")
+            what = f"{load.errors} errors in {load.requests} requests from {clients} clients"
+            raise WrongAnswer(f"{self.name}: {what}{refusals(self.server.said())}")
         return Cost(load, (self.server.cpu_s() - before) / load.requests * 1e6)
 
     def drive_open(self, bodies: Path, rate: float, seconds: float) -> OpenLoad:
         """Open loop. Raises WrongAnswer."""
         load = open_loop(self.url, bodies, rate, seconds, path=PREDICT, key=self.key, core=self.core)
         if load.errors or load.unanswered:
-            raise WrongAnswer(f"{self.name}: {load.errors} errors and {load.unanswered} without an answer")
+            what = f"{load.errors} errors and {load.unanswered} without an answer"
+            raise WrongAnswer(f"{self.name}: {what}{refusals(self.server.said())}")
         return load
 
 
@@ -135,6 +139,18 @@ def check(target: Target, home: Home, customers: Sequence[str], model: str | Non
         load.result()
     if len({json.dumps(scores) for scores in expected.values()}) < len(sample) // 2:
         raise WrongAnswer("most customers have the same scores")
+
+
+def refusals(log: str) -> str:
+    """Why a gateway refused requests, as its log says: how often, the code and the reason."""
+    found: Counter[str] = Counter()
+    for line in log.splitlines():
+        # Of lines of JSON those of refusals alone have a reason; other servers write what they like.
+        if '"reason"' in line:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                found[f"{entry['code']} ({entry['reason']})"] += 1
+    return "".join(f"; {number} x {why}" for why, number in found.most_common(5))
 
 
 def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object]) -> bytes:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 
 from loadtests.bench.plan import Plan, ratios
-from loadtests.bench.report import Row
+from loadtests.bench.report import Row, absolute
 from loadtests.bench.targets import bodies_of, empty, gateway
 
 CLIENTS = (1, 16, 64)
@@ -37,6 +37,11 @@ def throughput(plan: Plan) -> Iterator[Row]:
                     "p99_ms": [one.load.p99_ms for one, _ in pairs],
                     "empty_p99_ms": [other.load.p99_ms for _, other in pairs],
                 },
+                absolute=absolute(
+                    [one.load.requests_per_s for one, _ in pairs],
+                    [other.load.requests_per_s for _, other in pairs],
+                    "requests/s",
+                ),
             )
 
 
@@ -57,6 +62,7 @@ def one_client(plan: Plan) -> Iterator[Row]:
         "times",
         mark=1.5,
         details=details,
+        absolute=absolute([one.cpu_us for one, _ in pairs], [other.cpu_us for _, other in pairs], "us"),
     )
     yield Row(
         "one_client_p50",
@@ -65,4 +71,5 @@ def one_client(plan: Plan) -> Iterator[Row]:
         "times",
         mark=2.5,
         details=details,
+        absolute=absolute([one.load.p50_ms for one, _ in pairs], [other.load.p50_ms for _, other in pairs], "ms"),
     )

@@ -15,7 +15,7 @@ from loadtests.bench.home import Home
 from loadtests.bench.load import LoadError, closed_loop, find_wrk
 from loadtests.bench.plan import Plan
 from loadtests.bench.servers import ServerError, free_port, server
-from loadtests.bench.targets import Cores, Target, bodies_of, check
+from loadtests.bench.targets import Cores, Target, bodies_of, check, refusals
 
 CUSTOMERS = [str(number) for number in range(12_000, 12_200)]
 
@@ -177,3 +177,15 @@ def test_bodies_ask_for_everyone_once_in_another_order(home: Home, size: int, re
 def test_taskset_is_there() -> None:
     """What pins every server: util-linux, on every Linux."""
     assert shutil.which("taskset")
+
+
+def test_the_gateways_own_reasons_are_told() -> None:
+    log = [
+        '{"event": "request", "status": 200, "code": null}',
+        '{"event": "request failed", "code": "feature_store_unavailable", "reason": "Redis did not answer in time"}',
+        '{"event": "request failed", "code": "feature_store_unavailable", "reason": "Redis did not answer in time"}',
+        'a line with a "reason" that is not JSON',
+    ]
+
+    assert refusals("\n".join(log)) == "; 2 x feature_store_unavailable (Redis did not answer in time)"
+    assert refusals("nothing") == ""
