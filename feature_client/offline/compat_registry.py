@@ -71,7 +71,8 @@ def compile_compat(
             grouped,
             *_,
         ) = _get_online_request_context(store.registry, store.project, wanted, full_feature_names)
-    except (FeastError, ValueError, KeyError) as exc:
+    # TypeError: Feast cannot sort a service that has one view both under an alias and without.
+    except (FeastError, ValueError, KeyError, TypeError) as exc:
         raise CompatError(f"Feast does not serve this: {exc}") from exc
     if on_demand:
         names = ", ".join(sorted(view.name for view in on_demand))
@@ -151,9 +152,8 @@ def _keys(
         for name, key in view.keys.items():
             # Feast knows one type for a request key: that of the last view that has it.
             if own.get(name) not in KEY_TYPES or types.get(key) != own[name]:
-                raise CompatError(
-                    f"{view.name}: join key {name} needs one type, and one of {', '.join(KEY_TYPES.values())}"
-                )
+                known = ", ".join(KEY_TYPES.values())
+                raise CompatError(f"{view.name}: join key {name} needs the same type in all views, one of {known}")
             keys[key] = KEY_TYPES[own[name]]
     for key in sorted(join_keys):
         keys.setdefault(key, None)
