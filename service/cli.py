@@ -126,9 +126,11 @@ def features_apply(workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = D
 def features_compile(
     repo: Annotated[Path, typer.Argument(help="A Feast project of your own: the folder with feature_store.yaml.")],
     service: Annotated[str, typer.Argument(help="Its feature service.")],
+    compat: Annotated[bool, typer.Option("--compat", help="A plan for compat mode instead.")] = False,  # noqa: FBT002  (Typer's way to say a flag)
 ) -> None:
     """Print the feature schema of your own Feast project, as it is registered, as JSON."""
-    sys.stdout.buffer.write(_offline("registry").compile_project(repo, service))
+    module = "compat_registry" if compat else "registry"
+    sys.stdout.buffer.write(_offline(module).compile_project(repo, service))
 
 
 @features.command("verify")

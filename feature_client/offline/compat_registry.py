@@ -7,6 +7,7 @@ Feast that was not verified is refused (offline/verify.py).
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import feast
@@ -85,6 +86,13 @@ def compile_compat(
         keys=_keys(views, [table for table, _ in grouped], types, join_keys),
         views=views,
     )
+
+
+def compile_project(repo: Path, service: str) -> bytes:
+    """The plan of a service of a Feast project of the user's own, as it is registered, as JSON. Raises CompatError."""
+    if not (repo / "feature_store.yaml").is_file():
+        raise CompatError(f"{repo} has no feature_store.yaml: it is not a Feast project")
+    return compile_compat(FeatureStore(repo_path=str(repo)), service).to_json()
 
 
 def require_verified(version: str) -> None:

@@ -6,9 +6,8 @@ counts, because a write may have come between two readers.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,20 @@ from feast import FeatureStore
 from redis.exceptions import RedisError
 
 from feature_client.errors import RapportError
-from feature_client.offline import live_keys
 from feature_client.offline.comparison import Difference, differences
 from feature_client.offline.compat_registry import compile_compat
 from feature_client.offline.feast_answer import Answer, ask, declared_members
+from feature_client.offline.live_entities import Row, live_rows
 from feature_client.offline.registry import SERVICE, compile_schema
 from feature_client.offline.store import open_store
 from feature_client.offline.strict_check import StrictCheck
 from feature_client.offline.workspace import Workspace
 from feature_client.online.compat import CompatReader
-from feature_client.online.compat_plan import CompatPlan, CompatView
+from feature_client.online.compat_plan import CompatPlan
 from feature_client.online.connection import connect, parse
-from feature_client.online.entity_key import DUMMY, KeyValue
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.online.wire import WireError
 from feature_client.schema import SchemaError
-
-Entity = Mapping[str, Any]
-"""A row of a request: request key -> value."""
 
 SAMPLE = 1_000
 BATCH = 50
@@ -54,7 +49,7 @@ class Report:
 
     project: str
     service: str
-    keys: int = 0
+    entities: int = 0
     values: int = 0
     strict_values: int = 0
     strict_refused: int = 0
@@ -74,7 +69,7 @@ class Report:
         return sorted({found.feature for found in (*self.compat_differences, *self.strict_differences)})
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.project}/{self.service}, Feast {feast.__version__}: {self.keys:,} live keys"
+        yield f"{self.project}/{self.service}, Feast {feast.__version__}: {self.entities:,} live entities"
         yield f"compat reader: {_verdict(self.compat_differences, self.values)}"
         yield f"strict reader: {self.strict or _verdict(self.strict_differences, self.strict_values)}"
         yield f"values: {', '.join(f'{count:,} {status}' for status, count in self.statuses.most_common())}"
@@ -124,11 +119,12 @@ class _Verification:
 
     async def run(self, sample: int) -> Report:
         try:
-            rows = await self._rows(sample)
-            if not rows:
+            live = await live_rows(self.redis, self.plan, sample)
+            if not live.rows:
                 raise VerifyError(f"nothing to compare: the store holds no entity of {self.plan.project}'s views")
-            for start in range(0, len(rows), BATCH):
-                await self._compare(rows[start : start + BATCH])
+            self.report.entities, self.report.warnings = live.entities, live.warnings
+            for start in range(0, len(live.rows), BATCH):
+                await self._compare(live.rows[start : start + BATCH])
         except RedisError as exc:
             raise VerifyError(f"the online store does not answer: {type(exc).__name__}") from exc
         except FeatureStoreUnavailable as exc:
@@ -137,68 +133,25 @@ class _Verification:
             await self.redis.aclose()
             if self.strict:
                 await self.strict.close()
+        if not self.report.statuses["present"]:
+            self.report.warnings.append("not one value was there: that null is null proves little")
         return self.report
 
-    async def _rows(self, sample: int) -> list[Entity]:
-        """A row of a request for every live entity found: its own keys, and those of others where it lacks some."""
-        kinds = list(dict.fromkeys(tuple(sorted(view.keys)) for view in self.plan.views if DUMMY not in view.keys))
-        found = {kind: await self._live(kind, max(sample // len(kinds), 1)) for kind in kinds}
-        self.report.keys = sum(len(entities) for entities in found.values())
-        if await live_keys.has_entityless(self.redis, self.plan.project):
-            self.report.warnings.append(
-                "rows of views without entities were pushed: Feast puts them under a key that it never reads, and "
-                "answers null; materialize such views"
-            )
-        rows = [] if kinds else [self._in_order({})]
-        for kind, entities in found.items():
-            own_first = sorted(self.plan.views, key=lambda view: tuple(sorted(view.keys)) != kind)
-            for number in range(len(entities)):
-                row: dict[str, Any] = {}
-                for shift, view in enumerate(own_first):
-                    row = {**_entity(view, found, number + shift), **row}
-                rows.append(self._in_order(row))
-        return rows
-
-    def _in_order(self, row: Entity) -> Entity:
-        """Join keys before their aliases: Feast takes the one that stands last."""
-        return {
-            name: row.get(name, _nobody(dtype)) for name, dtype in self.plan.keys.items() if name in self.plan.required
-        } or {"(no entity)": 0}
-
-    async def _live(self, kind: tuple[str, ...], count: int) -> list[Entity]:
-        """Entities whose keys are of the declared types, and no more than `count`."""
-        declared = {
-            name: self.plan.keys[key] for view in self.plan.views for name, key in view.keys.items() if name in kind
-        }
-        live = await live_keys.sample(self.redis, self.plan.project, kind, count)
-        usable: list[Entity] = [
-            {name: _presented(dtype, value) for name, (dtype, value) in entity.items()}
-            for entity in live.found
-            if all(declared[name] == dtype for name, (dtype, _) in entity.items())
-        ]
-        if others := len(live.found) - len(usable):
-            self.report.warnings.append(
-                f"{others:,} keys by {', '.join(kind)} are of another type than declared: Feast does not find them"
-            )
-        if not live.exhausted:
-            self.report.warnings.append(f"the search for keys by {', '.join(kind)} ended early: the store is large")
-        return usable
-
-    async def _compare(self, rows: Sequence[Entity]) -> None:
+    async def _compare(self, rows: Sequence[Row]) -> None:
         """Adds the rows to the report; what differs is read again first."""
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             theirs, ours = ask(self.store, self.service, rows), await self._ours(rows)
-            if theirs is None or ours is None:
+            if theirs is None or isinstance(ours, WireError):
                 if len(rows) > 1:  # one value that cannot be read fails its batch
                     for row in rows:
                         await self._compare([row])
                     return
-                if theirs is None and ours is None:
+                if theirs is None and isinstance(ours, WireError):
                     self.report.statuses["rows that cannot be read"] += 1
                     return
                 if last:
-                    self.report.differ("compat", [Difference("(a whole row)", 0, _read(theirs), _read(ours))])
+                    self.report.differ("compat", [_unreadable(ours)])
                 continue
             compat = differences(theirs.columns, ours)
             keys = self.strict.keys(rows) if self.strict else {}
@@ -209,11 +162,11 @@ class _Verification:
                 self._count(theirs, len(rows), len(keys))
                 return
 
-    async def _ours(self, rows: Sequence[Entity]) -> dict[str, list[Any]] | None:
+    async def _ours(self, rows: Sequence[Row]) -> dict[str, list[Any]] | WireError:
         try:
             return await self.compat.get_online_features(rows, include_event_timestamps=True)
-        except WireError:
-            return None
+        except WireError as exc:
+            return exc
 
     def _count(self, answer: Answer, rows: int, strict_rows: int) -> None:
         self.report.values += rows * len(self.members)
@@ -231,25 +184,11 @@ class _Verification:
                 self.report.statuses[status] += 1
 
 
-def _entity(view: CompatView, found: Mapping[tuple[str, ...], Sequence[Entity]], number: int) -> Entity:
-    """The request keys of a live entity of the view; none where none was found."""
-    entities = found.get(tuple(sorted(view.keys)), ())
-    entity = entities[number % len(entities)] if entities else {}
-    return {view.keys[name]: value for name, value in entity.items()}
-
-
-def _presented(dtype: str, value: KeyValue) -> Any:
-    """As a row of a request has it."""
-    return datetime.fromtimestamp(int(value), UTC) if dtype == "timestamp" else value
-
-
-def _nobody(dtype: str | None) -> Any:
-    """For join keys of which the store holds no entity."""
-    return {"string": "nobody", "bytes": b"nobody", "timestamp": datetime.fromtimestamp(0, UTC)}.get(str(dtype), 0)
-
-
-def _read(answer: object) -> str:
-    return "cannot be read" if answer is None else "an answer"
+def _unreadable(ours: dict[str, list[Any]] | WireError) -> Difference:
+    """Of a row that only one of the two can read."""
+    if isinstance(ours, WireError):  # it starts with view:field
+        return Difference(str(ours).split(": ")[0].replace(":", "__"), 0, "an answer", "cannot be read")
+    return Difference("(a whole row)", 0, "cannot be read", "an answer")
 
 
 def _verdict(found: Sequence[Difference], values: int) -> str:

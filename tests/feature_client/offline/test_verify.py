@@ -16,7 +16,7 @@ from feature_client.offline import feast_answer, materialize, registry, verify
 from feature_client.offline.verify import VerifyError
 from feature_client.offline.workspace import Workspace
 from feature_client.online import entity_key, value, wire
-from feature_client.online.compat_plan import CompatError
+from feature_client.online.compat_plan import CompatError, CompatPlan
 from service.cli import app
 from tests.feature_client.online.registries import AT, View, entity, feature_view, store_at, write, write_rows
 
@@ -79,7 +79,7 @@ def test_a_store_that_feast_wrote_is_equal(store: "FeatureStore", redis_url: str
     report = verify.verify(store, "model")
 
     assert report.different == []
-    assert (report.keys, report.values, report.strict_values) == (60, 240, 240)
+    assert (report.entities, report.values, report.strict_values) == (60, 240, 240)
     assert report.statuses == {"present": 220, "null": 20}
     assert report.warnings == []
     assert list(report.lines())[1:3] == ["compat reader: equal, 240 values", "strict reader: equal, 240 values"]
@@ -89,7 +89,7 @@ def test_several_kinds_of_entities_are_all_sampled(store: "FeatureStore") -> Non
     report = verify.verify(store, "all", sample=100)
 
     assert report.different == []
-    assert report.keys == 50 + 20
+    assert report.entities == 50 + 20
     assert report.statuses["present"] > 70 * 3
     assert "no model's input" in report.strict
 
@@ -98,12 +98,12 @@ def test_aliases_are_verified_by_live_entities(store: "FeatureStore") -> None:
     report = verify.verify(store, "aliases")
 
     assert report.different == []
-    assert report.keys == 60
+    assert report.entities == 60
     assert report.statuses == {"present": 60 + 40, "null": 20}
 
 
 def test_a_sample_is_no_larger_than_asked(store: "FeatureStore") -> None:
-    assert verify.verify(store, "model", sample=7).keys == 7
+    assert verify.verify(store, "model", sample=7).entities == 7
 
 
 def test_rows_without_entities_that_feast_cannot_read_are_warned_of(store: "FeatureStore") -> None:
@@ -111,6 +111,7 @@ def test_rows_without_entities_that_feast_cannot_read_are_warned_of(store: "Feat
     report = verify.verify(store, "world")
     assert report.statuses == {"missing": 1}
     assert "materialize such views" in report.warnings[0]
+    assert "proves little" in report.warnings[1]
 
     write_rows(store, "world", {"__dummy_id": "String"}, [{"__dummy_id": "", "event_timestamp": AT, "holiday": True}])
     report = verify.verify(store, "world")
@@ -144,14 +145,14 @@ def test_keys_of_another_type_are_warned_of(store: "FeatureStore", redis: "Redis
 
     report = verify.verify(store, "model")
 
-    assert report.keys == 60
+    assert report.entities == 60
     assert "1 keys by driver are of another type than declared" in report.warnings[0]
 
 
 def test_other_projects_in_the_same_redis_are_left_alone(store: "FeatureStore", redis: "Redis") -> None:
     redis.hset(entity_key.encode({"driver": ("int64", 999)}, "prelive"), "x", "y")  # type: ignore[arg-type]
 
-    assert verify.verify(store, "model").keys == 60
+    assert verify.verify(store, "model").entities == 60
 
 
 def test_an_empty_store_is_not_a_verified_one(store: "FeatureStore", redis: "Redis") -> None:
@@ -181,6 +182,12 @@ def _one_off(raw: bytes, declared: str | None) -> Any:
     return shown + 1 if shown == 7 else shown
 
 
+def _refusing(raw: bytes, declared: str | None) -> Any:
+    if raw[:1] == b"\x12":
+        raise wire.WireError("not a Value")
+    return value.decode(raw, declared)
+
+
 def _unsigned(raw: bytes, declared: str | None) -> Any:
     shown = value.decode(raw, declared)
     return abs(shown) if isinstance(shown, float) else shown
@@ -196,6 +203,11 @@ BUGS = {
         "feature_client.online.compat.decode",
         _unsigned,
         ["stats__ratio"],
+    ),
+    "compat: a value that it cannot read": (
+        "feature_client.online.compat.decode",
+        _refusing,
+        ["stats__home"],
     ),
     "compat: times shifted": (
         "feature_client.online.compat.decode_event_time",
@@ -271,8 +283,8 @@ def workspace(generated: Workspace, tmp_path: Path, redis: "Redis") -> Workspace
     return own
 
 
-def command(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["features", "verify", *arguments])
+def command(*arguments: str, name: str = "verify") -> Any:
+    return CliRunner().invoke(app, ["features", name, *arguments])
 
 
 def test_the_command_verifies_a_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +293,7 @@ def test_the_command_verifies_a_workspace(workspace: Workspace, monkeypatch: pyt
 
     assert ended.exit_code == 0, ended.output
     assert "rapport/engagement, Feast 0.67" in ended.output
-    assert ": 100 live keys" in ended.output
+    assert ": 100 live entities" in ended.output
     assert ended.output.count("equal, ") == 2
 
     monkeypatch.setattr("feature_client.online.compat.decode", lambda raw, declared: None)
@@ -298,6 +310,8 @@ def test_the_command_verifies_a_project_of_ones_own(store: "FeatureStore", tmp_p
         f"online_store:\n  type: redis\n  connection_string: {redis_url}\n"
     )
 
+    plan = CompatPlan.from_json(command(str(tmp_path), "all", "--compat", name="compile").stdout_bytes)
+    assert [view.name for view in plan.views] == ["stats", "pairs"]
     assert "strict reader: equal, 240 values" in command(str(tmp_path), "model").output
     for arguments, message in [
         ((str(tmp_path / "nowhere"), "model"), r"no feature_store\.yaml"),
