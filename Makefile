@@ -5,26 +5,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOME_DIR ?= .rapport
-CUSTOMERS ?= 20000
 PORT ?= 8080
 BACKEND ?= embedded
-SECONDS ?= 30
 # The ids that the load test asks for: those of the data set that is up.
 DATASET := $(if $(DATA),$(basename $(notdir $(DATA))),generated)
 # Torch, Feast and the tools take about 2.5 GB installed; the rest is for data and wheels on their way.
 NEEDED_MB := 6000
 
-.PHONY: up down test check format loadtest test-image system-packages
+.PHONY: up down test check format loadtest bench wrk test-image system-packages
 
 up: $(INSTALLED)
 	@if [ "$(BACKEND)" != embedded ]; then \
 		echo "rapport: BACKEND=$(BACKEND) is not there yet; only BACKEND=embedded (in-process ONNX Runtime) is" >&2; exit 1; fi
-	@exec $(BIN)/rapport up --home $(HOME_DIR) --port $(PORT) --customers $(CUSTOMERS) $(if $(DATA),--data "$(DATA)")
+	@exec $(BIN)/rapport up --home $(HOME_DIR) --port $(PORT) --customers $(or $(CUSTOMERS),20000) $(if $(DATA),--data "$(DATA)")
 
 down:
 	@if [ -x $(BIN)/rapport ]; then $(BIN)/rapport down --home $(HOME_DIR); else echo "nothing was running"; fi
 
-test: $(INSTALLED) system-packages
+test: $(INSTALLED) system-packages wrk
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not image"
 
 check: $(INSTALLED)
@@ -39,7 +37,25 @@ format: $(INSTALLED)
 # Against a gateway that is up (make up, in another terminal); fails on a wrong answer.
 loadtest: $(INSTALLED)
 	$(BIN)/locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:$(PORT) \
-		--users 8 --spawn-rate 8 --run-time $(SECONDS)s --customers $(HOME_DIR)/$(DATASET)/customers.txt
+		--users 8 --spawn-rate 8 --run-time $(or $(SECONDS),30)s --customers $(HOME_DIR)/$(DATASET)/customers.txt
+
+# Every performance row, with ratios inside one run, and docs/performance.md from it. SECONDS= of one load, ROUNDS= of
+# each comparison, ROWS=throughput,tail for some of them, CUSTOMERS=10000000 for the large store (8 GB of memory),
+# PEERS=1 for other systems beside ours.
+bench: $(INSTALLED) wrk
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loadtests.bench --home $(HOME_DIR)/bench \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CUSTOMERS),--customers $(CUSTOMERS)) \
+		$(if $(ROWS),--rows $(ROWS),--docs docs/performance.md) $(if $(PEERS),--peers)
+
+# The load of `make bench`. Unpacked with the one library that it needs, so that it needs no root.
+wrk: $(INSTALLED)
+	@if ! command -v wrk >/dev/null && [ ! -x $(BIN)/wrk ]; then \
+		if command -v apt-get >/dev/null && { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && mkdir -p $(VENV)/wrk && cd $(VENV)/wrk && \
+			apt-get -o APT::Sandbox::User=root download -qq wrk libluajit-5.1-2 && \
+			for package in *.deb; do dpkg -x $$package . || exit 1; done; \
+		then mv usr/lib/*/libluajit*.so* usr/bin/wrk . && \
+			printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/wrk "$$@"\n' "$$PWD" "$$PWD" > ../bin/wrk && chmod +x ../bin/wrk; \
+		else echo "wrk is missing: install Debian's package wrk; without it there is no bench, and its tests are skipped" >&2; fi; fi
 
 # The container image, built and started without a Docker daemon: a tier of its own.
 test-image: $(INSTALLED)

@@ -17,7 +17,7 @@ from feature_client.schema import Encoded, FeatureSchema, SchemaError
 ATOL = RTOL = 1e-5
 """DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
 
-CONTRACT_FORMAT = 1
+CONTRACT_FORMAT = 2
 
 CONTRACT_KEY = "rapport.contract"
 """Where a graph's metadata and its config.pbtxt hold the digest of their contract."""

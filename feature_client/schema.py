@@ -151,7 +151,8 @@ class Encoded:
 class FeatureSchema:
     """The features of one model, in the order of its input tensors.
 
-    `entity_fields` maps a view to its stored copy of the entity id, which readers compare.
+    `entity_fields` maps a view to its stored copy of the entity id, which readers compare. `join_keys` maps a view to
+    the names of its join keys where these are not all of `entity`: a model may read customers and shops.
     """
 
     project: str
@@ -159,6 +160,7 @@ class FeatureSchema:
     features: tuple[Feature, ...]
     entity_fields: Mapping[str, str]
     groups: Mapping[str, str]  # group -> label, in display order
+    join_keys: Mapping[str, tuple[str, ...]] = dataclass_field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
@@ -166,6 +168,10 @@ class FeatureSchema:
             raise SchemaError(f"declared twice: {', '.join(duplicates)}")
         for feature in self.features:
             _check(feature, self.groups)
+        entity = {key.name for key in self.entity}
+        for view, keys in self.join_keys.items():
+            if not keys or not entity.issuperset(keys):
+                raise SchemaError(f"{view}: its join keys are not among {', '.join(sorted(entity))}")
 
     @cached_property
     def digest(self) -> str:
@@ -175,6 +181,10 @@ class FeatureSchema:
     @cached_property
     def views(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(feature.view for feature in self.features if feature.view is not None))
+
+    def join_keys_of(self, view: str) -> tuple[str, ...]:
+        """Sorted, as Feast sorts them."""
+        return tuple(sorted(self.join_keys.get(view) or (key.name for key in self.entity)))
 
     @cached_property
     def stored_numbers(self) -> tuple[Feature, ...]:
@@ -233,38 +243,40 @@ class FeatureSchema:
         value in the feature's unit (null: as if missing). Raises OverrideError.
         """
         rows = len(batch)
-        instant = np.broadcast_to(np.asarray(as_of, dtype=np.float64), (rows,))[:, None]
+        instant = np.asarray(as_of, dtype=np.float64).reshape(-1, 1)  # [1 or rows, 1]
         age = instant - batch.event_times  # [rows, views]
-        stale = np.zeros((rows, len(self.features)), dtype=bool)
-        stored = [i for i, feature in enumerate(self.features) if feature.view is not None]
-        view_of = [self.views.index(str(self.features[i].view)) for i in stored]
-        max_age = np.array([self._max_age(i) for i in stored])
+        nothing: BoolArray = np.zeros((rows, len(self.features)), dtype=bool)
         # NaN (no row) compares false both ways: an absent view is missing, not stale.
-        stale[:, stored] = (age[:, view_of] > max_age) | (age[:, view_of] < -CLOCK_TOLERANCE_S)
-        drop = stale & np.array([feature.on_stale == "default" for feature in self.features])
+        fresh = bool(((age <= self._youngest_max_age) & (age >= -CLOCK_TOLERANCE_S)).all())
+        stale: BoolArray = nothing if fresh else self._stale(age)
+        drop = nothing if fresh else stale & self._dropped_when_stale
 
-        numeric = self._numeric(batch, instant, drop)
-        categorical = self._categorical(batch, drop)
-        missing = np.zeros((rows, len(self.features)), dtype=bool)
+        numeric = self._numeric(batch, instant)
+        categorical = self._categorical(batch)
+        if not fresh:
+            numeric[drop[:, self._numeric_at]] = np.nan
+            categorical[drop[:, self._categorical_at]] = MISSING
+        missing = np.empty_like(nothing)
         missing[:, self._numeric_at] = np.isnan(numeric)
         missing[:, self._categorical_at] = categorical == MISSING
-        defaulted = missing & ~drop & ~np.array([feature.nullable for feature in self.features], dtype=bool)
+        defaulted = missing & self._not_nullable
         # A number that is there but no input (beyond float32, an event after `as_of`) is no null, nullable or not.
-        unusable = missing[:, self._stored_numbers_at] & ~np.isnan(batch.numbers)
-        defaulted[:, self._stored_numbers_at] |= unusable & ~drop[:, self._stored_numbers_at]
-        # A null of a nullable feature means something only where the view has a row.
+        defaulted[:, self._stored_numbers_at] |= missing[:, self._stored_numbers_at] & ~np.isnan(batch.numbers)
         absent = np.isnan(batch.event_times)
-        defaulted[:, stored] |= missing[:, stored] & absent[:, view_of]
+        if not fresh:
+            defaulted &= ~drop
+            # A null of a nullable feature means something only where the view has a row.
+            defaulted[:, self._stored_at] |= missing[:, self._stored_at] & absent[:, self._view_of]
         for row, name in batch.corrupt:
             defaulted[row, self._position[name]] = not drop[row, self._position[name]]
 
-        overridden = np.zeros_like(missing)
-        if overrides is not None:
+        overridden = nothing
+        if overrides is not None and any(overrides):
+            overridden = nothing.copy()
             self._apply(overrides, numeric, categorical, overridden)
-            defaulted &= ~overridden
-            stale &= ~overridden
+            defaulted[overridden] = stale[overridden] = False
         unknown: BoolArray = np.all(absent, axis=1)
-        known_age = np.where(absent, -np.inf, age).max(axis=1, initial=-np.inf)
+        known_age = (age if fresh else np.where(absent, -np.inf, age)).max(axis=1, initial=-np.inf)
         return Encoded(
             numeric=numeric,
             categorical=categorical,
@@ -315,35 +327,81 @@ class FeatureSchema:
     def _input_column(self) -> Mapping[str, int]:
         return {feature.name: i for inputs in (self.numeric, self.categorical) for i, feature in enumerate(inputs)}
 
-    def _max_age(self, position: int) -> float:
-        max_age_s = self.features[position].max_age_s
-        return np.inf if max_age_s is None else max_age_s
+    @cached_property
+    def _stored_at(self) -> list[int]:
+        return [i for i, feature in enumerate(self.features) if feature.view is not None]
 
-    def _numeric(self, batch: FeatureBatch, instant: FloatArray, drop: BoolArray) -> npt.NDArray[np.float32]:
-        columns = np.empty((len(batch), len(self.numeric)), dtype=np.float64)
-        stored = iter(batch.numbers.T)
+    @cached_property
+    def _view_of(self) -> list[int]:
+        """Of each stored feature, its view."""
+        return [self.views.index(str(self.features[i].view)) for i in self._stored_at]
+
+    @cached_property
+    def _max_age(self) -> FloatArray:
+        """Of each stored feature."""
+        max_ages = [self.features[i].max_age_s for i in self._stored_at]
+        return np.array([np.inf if max_age is None else max_age for max_age in max_ages])
+
+    @cached_property
+    def _youngest_max_age(self) -> FloatArray:
+        """Of each view: where no row is older, nothing is stale."""
+        youngest = np.full(len(self.views), np.inf)
+        np.minimum.at(youngest, self._view_of, self._max_age)
+        return youngest
+
+    @cached_property
+    def _dropped_when_stale(self) -> BoolArray:
+        return np.array([feature.on_stale == "default" for feature in self.features], dtype=bool)
+
+    @cached_property
+    def _not_nullable(self) -> BoolArray:
+        return np.array([not feature.nullable for feature in self.features], dtype=bool)
+
+    @cached_property
+    def _sources(self) -> Mapping[str, tuple[list[int], list[int]]]:
+        """Kind of number -> its columns in the stored numbers, and in the `numeric` tensor."""
+        stored = {feature.name: column for column, feature in enumerate(self.stored_numbers)}
+        columns: dict[str, tuple[list[int], list[int]]] = {"numeric": ([], []), "elapsed": ([], [])}
         for position, feature in enumerate(self.numeric):
-            if feature.kind == "calendar":
-                columns[:, position] = CALENDAR[feature.name](instant[:, 0])
-            elif feature.kind == "elapsed":
-                seconds = instant[:, 0] - next(stored)
-                # Later than `as_of` beyond what clocks may differ is an error in the data, not a fresh event.
-                columns[:, position] = np.where(seconds < -CLOCK_TOLERANCE_S, np.nan, np.maximum(seconds, 0.0) / DAY_S)
-            else:
-                columns[:, position] = next(stored)
+            if feature.kind in columns:
+                columns[feature.kind][0].append(stored[feature.name])
+                columns[feature.kind][1].append(position)
+        return columns
+
+    @cached_property
+    def _calendar(self) -> list[tuple[int, str]]:
+        return [(position, feature.name) for position, feature in enumerate(self.numeric) if feature.kind == "calendar"]
+
+    def _stale(self, age: FloatArray) -> BoolArray:
+        """age: [rows, views]."""
+        stale = np.zeros((len(age), len(self.features)), dtype=bool)
+        of_feature = age[:, self._view_of]
+        stale[:, self._stored_at] = (of_feature > self._max_age) | (of_feature < -CLOCK_TOLERANCE_S)
+        return stale
+
+    def _numeric(self, batch: FeatureBatch, instant: FloatArray) -> npt.NDArray[np.float32]:
+        columns = np.empty((len(batch), len(self.numeric)), dtype=np.float64)
+        source, target = self._sources["numeric"]
+        columns[:, target] = batch.numbers[:, source]
+        source, target = self._sources["elapsed"]
+        if target:
+            seconds = instant - batch.numbers[:, source]
+            # Later than `as_of` beyond what clocks may differ is an error in the data, not a fresh event.
+            columns[:, target] = np.where(seconds < -CLOCK_TOLERANCE_S, np.nan, np.maximum(seconds, 0.0) / DAY_S)
+        for position, name in self._calendar:
+            columns[:, position] = CALENDAR[name](instant[:, 0])
         with np.errstate(over="ignore"):
             numeric = columns.astype(np.float32)
-        numeric[~np.isfinite(numeric) | drop[:, self._numeric_at]] = np.nan
+        numeric[~np.isfinite(numeric)] = np.nan
         return numeric
 
-    def _categorical(self, batch: FeatureBatch, drop: BoolArray) -> npt.NDArray[np.int64]:
+    def _categorical(self, batch: FeatureBatch) -> npt.NDArray[np.int64]:
         indices = np.empty((len(batch), len(self.categorical)), dtype=np.int64)
         for position, feature in enumerate(self.categorical):
             index = self._index[feature.name]
             indices[:, position] = [
-                MISSING if word is None else index.get(word, UNSEEN) for word in batch.strings[:, position]
+                MISSING if word is None else index.get(word, UNSEEN) for word in batch.strings[:, position].tolist()
             ]
-        indices[drop[:, self._categorical_at]] = MISSING
         return indices
 
     def _apply(

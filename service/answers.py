@@ -1,28 +1,103 @@
 """From tensors to the HTTP answer: scores, statuses, segments and reasons of one entity."""
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_client.contract import Contract, Task
-from feature_client.schema import Encoded
+from feature_client.schema import BoolArray, Encoded
 from service.backends import Tensors
 from service.protocol import FeatureReport, Prediction, Reason, TaskExplanation
 
 OTHER = "other"
 """The reason that sums up what `top` leaves out."""
 
+NOTHING: list[str] = []
+"""Shared by all answers that have nothing to list; nobody changes an answer's lists."""
 
-def predictions_of(
-    contract: Contract, version: str, entities: Sequence[Mapping[str, str]], encoded: Encoded, scores: Tensors
-) -> list[Prediction]:
-    """One prediction a row. scores: the output `scores`, [rows, tasks]."""
-    eligible = contract.eligible(encoded)
-    rows = scores["scores"].tolist()
-    return [
-        _prediction(contract, version, dict(entity), encoded, row, rows[row], eligible[row].tolist())
-        for row, entity in enumerate(entities)
-    ]
+
+class AnswerWriter:
+    """Writes the predictions of one release: whatever does not depend on the customer is worked out once."""
+
+    def __init__(self, contract: Contract, version: str) -> None:
+        self.version = version
+        self.tasks = contract.task_names
+        self.features = [feature.name for feature in contract.schema.features]
+        self.segments = [(task.name, *_scale(task)) for task in contract.tasks if task.segments]
+
+    def predictions(
+        self,
+        entities: Sequence[dict[str, str]],
+        encoded: Encoded,
+        scores: npt.NDArray[np.float32],
+        eligible: BoolArray,
+    ) -> list[Prediction]:
+        """One a row. scores, eligible: [rows, tasks]; a task that is not defined for a customer has no score."""
+        unknown, ages = encoded.unknown.tolist(), encoded.age_s.tolist()
+        # For an entity without any row the status says it all; a list of every feature would say nothing more.
+        defaulted = self._named(encoded.defaulted & ~encoded.unknown[:, None])
+        stale, overridden = self._named(encoded.stale), self._named(encoded.overridden)
+        undefined = self._undefined(eligible)
+        predictions = []
+        for row, (entity, values) in enumerate(zip(entities, scores.tolist(), strict=True)):
+            answered = dict(zip(self.tasks, values, strict=True))
+            for task in undefined.get(row, NOTHING):
+                answered[task] = None
+            report = FeatureReport(
+                None if unknown[row] else round(ages[row], 3),
+                defaulted.get(row, NOTHING),
+                stale.get(row, NOTHING),
+                overridden.get(row, NOTHING),
+            )
+            status = "degraded" if report.defaulted or report.stale else "ok"
+            predictions.append(
+                Prediction(
+                    entity,
+                    self.version,
+                    "unknown_entity" if unknown[row] else status,
+                    answered,
+                    {
+                        task: names[bisect_right(at_least, score)]
+                        for task, at_least, names in self.segments
+                        if (score := answered[task]) is not None
+                    },
+                    report,
+                    undefined.get(row, NOTHING),
+                )
+            )
+        return predictions
+
+    def _named(self, mask: BoolArray) -> Mapping[int, list[str]]:
+        """mask: [rows, features] -> the names of each row that has any."""
+        return _columns(mask, self.features)
+
+    def _undefined(self, eligible: BoolArray) -> Mapping[int, list[str]]:
+        return _columns(~eligible, self.tasks)
+
+
+def _columns(mask: BoolArray, names: Sequence[str]) -> Mapping[int, list[str]]:
+    named: defaultdict[int, list[str]] = defaultdict(list)
+    rows, columns = mask.nonzero()
+    if len(rows):
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            named[row].append(names[column])
+    return named
+
+
+def _scale(task: Task) -> tuple[list[float], list[str | None]]:
+    """Thresholds, lowest first, and what a score is called that has passed none, one, ... of them."""
+    # Sorted downwards, then turned: of two segments with one threshold the first named wins, as in Task.segment.
+    segments = sorted(task.segments, key=lambda segment: segment.at_least, reverse=True)[::-1]
+    return [segment.at_least for segment in segments], [None, *(segment.name for segment in segments)]
+
+
+def withhold(prediction: Prediction) -> None:
+    """A route's policy for unknown entities: no score is better than one from defaults."""
+    prediction.scores = prediction.segments = None
+    prediction.not_applicable = NOTHING
 
 
 def explanations_of(
@@ -43,55 +118,6 @@ def explanations_of(
         for position, task in enumerate(contract.tasks)
         if task.name in tasks
     }
-
-
-def status_of(encoded: Encoded, row: int) -> str:
-    if encoded.unknown[row]:
-        return "unknown_entity"
-    return "degraded" if encoded.defaulted[row].any() or encoded.stale[row].any() else "ok"
-
-
-def _prediction(
-    contract: Contract,
-    version: str,
-    entity: dict[str, str],
-    encoded: Encoded,
-    row: int,
-    scores: list[float],
-    eligible: list[bool],
-) -> Prediction:
-    answered = {
-        task.name: score if defined else None
-        for task, score, defined in zip(contract.tasks, scores, eligible, strict=True)
-    }
-    return Prediction(
-        entity=entity,
-        version=version,
-        status=status_of(encoded, row),
-        scores=answered,
-        segments={
-            task.name: task.segment(score)
-            for task in contract.tasks
-            if task.segments and (score := answered[task.name]) is not None
-        },
-        not_applicable=[name for name, score in answered.items() if score is None],
-        features=_report(contract, encoded, row),
-    )
-
-
-def _report(contract: Contract, encoded: Encoded, row: int) -> FeatureReport:
-    features = contract.schema.features
-
-    def named(mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[str]:
-        return [features[position].name for position in np.flatnonzero(mask)]
-
-    return FeatureReport(
-        age_s=None if encoded.unknown[row] else round(float(encoded.age_s[row]), 3),
-        # For an entity without any row the status says it all; a list of every feature would say nothing more.
-        defaulted=[] if encoded.unknown[row] else named(encoded.defaulted[row]),
-        stale=named(encoded.stale[row]),
-        overridden=named(encoded.overridden[row]),
-    )
 
 
 def _explanation(

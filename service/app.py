@@ -19,18 +19,25 @@ from service.auth import Keyring
 from service.backends import Backend
 from service.endpoints import Endpoints, on_error
 from service.errors import TABLE
-from service.exchange import Observer
+from service.exchange import Exchanges, Observer
+from service.front import Front
 from service.metrics import Metrics
-from service.openapi import KEY, Gateway, answers_of, body_of
+from service.openapi import KEY, Gateway, answers_of
 from service.predictor import Limits, Predictor
-from service.protocol import ExplainRequest, ModelList, PredictRequest, PredictResponse
+from service.protocol import ModelList
 from service.releases import Releases
 from service.settings import Settings
 
 
-def create_app(settings: Settings, *, reader: FeatureReader | None = None, backend: Backend | None = None) -> ASGIApp:
-    """Production passes settings alone; tests pass other parts. Raises KeysError and RapportError."""
-    metrics = Metrics()
+def create_app(
+    settings: Settings,
+    *,
+    reader: FeatureReader | None = None,
+    backend: Backend | None = None,
+    metrics: Metrics | None = None,
+) -> ASGIApp:
+    """Production passes settings, a worker its metrics, tests other parts. Raises KeysError and RapportError."""
+    metrics = metrics or Metrics()
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or _embedded(settings)
     releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
@@ -42,16 +49,20 @@ def create_app(settings: Settings, *, reader: FeatureReader | None = None, backe
         Admission(lanes, metrics),
         replay_clock(settings.as_of) if settings.as_of else wall_clock,
         metrics,
-        Limits(settings.max_batch_rows, settings.batches_in_flight),
+        Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight),
     )
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
-    endpoints = Endpoints(settings, keyring, predictor, releases, reader, metrics)
+    endpoints = Endpoints(settings, keyring, releases, reader, metrics)
+    exchanges = Exchanges(metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         exposition = None
-        if settings.metrics_port is not None:
+        if settings.metrics_port is not None and settings.workers == 1:  # the port of several is not a worker's
             exposition, _thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
+        if settings.workers > 1:
+            # One that takes a dead worker's place is not asked before it has what the others have.
+            await releases.look()
         watcher = asyncio.create_task(releases.watch(settings.release_poll_s))
         try:
             yield
@@ -65,7 +76,8 @@ def create_app(settings: Settings, *, reader: FeatureReader | None = None, backe
             await backend.close()
             await reader.close()
 
-    return Observer(_routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None), metrics)
+    routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
+    return Front(Observer(routes, exchanges), settings, keyring, predictor, exchanges)
 
 
 def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -> FastAPI:
@@ -78,19 +90,6 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
         redirect_slashes=False,
         exception_handlers=dict.fromkeys((*TABLE, HTTPException, Exception), on_error),
     )
-    entities = [{"customer_id": "17850"}]
-    app.post(
-        "/v1/predict",
-        response_model=None,
-        responses=answers_of(PredictResponse),
-        openapi_extra=body_of(PredictRequest, {"entities": entities, "explain": 3}),
-    )(endpoints.predict)
-    app.post(
-        "/v1/explain",
-        response_model=None,
-        responses=answers_of(PredictResponse),
-        openapi_extra=body_of(ExplainRequest, {"entities": entities, "tasks": ["churn_90d"], "top": 3}),
-    )(endpoints.explain)
     app.get("/v1/models", response_model=None, responses=answers_of(ModelList), openapi_extra=KEY)(endpoints.models)
     app.get("/v1/models/{model}", response_model=None, openapi_extra=KEY)(endpoints.model)
     app.get("/livez", response_model=None)(endpoints.livez)

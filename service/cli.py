@@ -2,8 +2,9 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,7 @@ DEFAULT_HOME = Path(".rapport")
 DEFAULT_WORKSPACE = DEFAULT_HOME / "generated"
 DEFAULT_REDIS = "127.0.0.1:6379"
 DEFAULT_CUSTOMERS = 20_000
+WATCH_S = 0.5
 
 
 def main() -> None:
@@ -170,6 +172,26 @@ def features_materialize(
     _materialize(_workspace(workspace, redis), _instant(as_of))
 
 
+@features.command("load")
+def features_load(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    redis: Redis = DEFAULT_REDIS,
+    as_of: AsOf = None,
+    copies: Annotated[
+        int, typer.Option(min=1, help="Write every customer that often, as ID, ID~1, ...: for load tests at full size.")
+    ] = 1,
+) -> None:
+    """Put the latest rows into the online store as `materialize` does, without Feast: millions in minutes."""
+    place = _workspace(workspace, redis)
+    loaded = _offline("bulk").load(place, _instant(as_of), copies=copies)
+    _offline("sample").write_customers(place)
+    rate = loaded.entities / loaded.seconds
+    print(  # noqa: T201
+        f"{loaded.entities:,} customers, {sum(loaded.rows.values()):,} rows, in {loaded.seconds:.1f} s "
+        f"({rate:,.0f} customers/s)"
+    )
+
+
 @app.command()
 def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
@@ -181,6 +203,37 @@ def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
     """Export the trained model, verify it, and publish it as the next release."""
     release = _export("pipeline").publish_workspace(_workspace(workspace))
     print(f"published {release.name}")  # noqa: T201
+
+
+@app.command()
+def republish(
+    names: Annotated[list[str], typer.Argument(help="Names of models.")],
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    models: Annotated[Path | None, typer.Option(help="Another model repository. Default: the workspace's own.")] = None,
+) -> None:
+    """Publish the champion once more, as the champion of other models: the same release under other names."""
+    source = _workspace(workspace).models
+    for release in _export("republish").republish(source, models or source, names):
+        print(f"published {release.name}")  # noqa: T201
+
+
+@app.command()
+def redis(
+    directory: Annotated[Path, typer.Argument(help="Where it keeps its log and, if persistent, its data.")],
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Its port on 127.0.0.1. Default: a free one.")
+    ] = None,
+    persistent: Annotated[bool, typer.Option(help="Find again what was written last time.")] = False,  # noqa: FBT002
+) -> None:
+    """A real redis-server on loopback, until Ctrl-C; its address is the only line of stdout."""
+    from feature_client.online.local_redis import LocalRedis  # noqa: PLC0415  (other commands start no server)
+
+    with LocalRedis(directory, port, persistent=persistent) as server:
+        print(server.address, flush=True)  # noqa: T201
+        with suppress(KeyboardInterrupt):
+            while server.is_running:
+                time.sleep(WATCH_S)
+            raise RapportError(f"redis-server ended; its log is {server.log}")
 
 
 @app.command()

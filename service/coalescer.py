@@ -5,32 +5,52 @@ Nobody waits for a timer: with few requests a batch has one member, with many it
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, Self, TypeVar
 
-from service.admission import Deadline
+from service.errors import ClientGone, DeadlineExceeded
 
-Item = TypeVar("Item")
+ASK_EVERY_S = 0.1
+"""A member older than this is asked whether its client has gone. Most are answered sooner and cost no question."""
+
+
+class Rows(Protocol):
+    """What a request brings: some rows, of which a part may be taken."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, rows: slice) -> Self: ...
+
+
+Item = TypeVar("Item", bound=Rows)
 Result = TypeVar("Result")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Member(Generic[Item, Result]):
+    """taken: rows of it that are in batches. results: slice -> its result."""
+
     item: Item
     rows: int
-    deadline: Deadline
-    answer: asyncio.Future[Result]
+    deadline: float
+    gone: Callable[[], bool]
+    ask_at: float
+    answer: asyncio.Future[Sequence[Result]]
+    taken: int = 0
+    results: dict[int, Result] = field(default_factory=dict)
 
 
 class Coalescer(Generic[Item, Result]):
     """One queue and its batches. `run` answers a batch of items in their order, within the seconds it is given; an
     error among the answers is for that item alone.
 
-    A batch never has more than `max_rows` rows, and at most `in_flight` batches run at once. A member whose client has
-    gone or whose deadline has passed is left out before its batch starts; later it leaves alone and the batch goes on.
+    A member adds at most `slice_rows` rows to a batch and queues again with the rest, so that nobody waits for all of a
+    large one. A batch never has more than `max_rows` rows, and at most `in_flight` batches run at once. A member whose
+    client has gone or whose deadline has passed leaves at once and alone: what is left of it is not started.
     """
 
     def __init__(
@@ -38,35 +58,51 @@ class Coalescer(Generic[Item, Result]):
         run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result | Exception]]],
         *,
         max_rows: int,
+        slice_rows: int,
         in_flight: int,
     ) -> None:
         self.run = run
         self.max_rows = max_rows
+        self.slice_rows = min(slice_rows, max_rows)
         self.in_flight = in_flight
         self.waiting: deque[_Member[Item, Result]] = deque()
+        self.unanswered: set[_Member[Item, Result]] = set()
         self.running: set[asyncio.Task[None]] = set()
+        self.starts_soon = False
+        self.sweeps_at = math.inf  # monotonic
+        self.sweep_timer: asyncio.TimerHandle | None = None
 
-    async def submit(self, item: Item, rows: int, deadline: Deadline) -> Result:
-        """Raises what `run` raised for the batch or answered for this item.
+    async def submit(self, item: Item, deadline: float, gone: Callable[[], bool]) -> Sequence[Result]:
+        """The results of its slices, in their order. deadline: monotonic. gone: whether nobody waits any more.
 
-        Raises TimeoutError or DeadlineExceeded when the deadline passes first.
+        Raises what `run` raised for the batch or answered for this item, DeadlineExceeded, ClientGone.
         """
-        left_s = deadline.left_s()
+        now = time.monotonic()
+        if deadline <= now:
+            raise DeadlineExceeded
         loop = asyncio.get_running_loop()
-        member = _Member[Item, Result](item, rows, deadline, loop.create_future())
+        member: _Member[Item, Result] = _Member(
+            item, len(item), deadline, gone, now + ASK_EVERY_S, loop.create_future()
+        )
         self.waiting.append(member)
-        # One tick later, so that everything the loop has read by now joins the same batch.
-        loop.call_soon(self._start)
+        self.unanswered.add(member)
+        if not self.starts_soon:
+            # One tick later, so that everything the loop has read by now joins the same batch.
+            self.starts_soon = True
+            loop.call_soon(self._start)
+        if deadline < self.sweeps_at or member.ask_at < self.sweeps_at:
+            self._sweep_by(min(deadline, member.ask_at))
         try:
-            async with asyncio.timeout(left_s):
-                return await member.answer
-        except (TimeoutError, asyncio.CancelledError):
-            # Whoever leaves early leaves the queue as well: what waits stays bounded by what is admitted.
+            return await member.answer
+        except asyncio.CancelledError:
             with contextlib.suppress(ValueError):
                 self.waiting.remove(member)
             raise
+        finally:
+            self.unanswered.discard(member)
 
     def _start(self) -> None:
+        self.starts_soon = False
         while self.waiting and len(self.running) < self.in_flight:
             if batch := self._next():
                 task = asyncio.create_task(self._answer(batch))
@@ -77,30 +113,73 @@ class Coalescer(Generic[Item, Result]):
         self.running.discard(task)
         self._start()
 
-    def _next(self) -> list[_Member[Item, Result]]:
-        batch: list[_Member[Item, Result]] = []
-        rows = 0
-        while self.waiting and (not batch or rows + self.waiting[0].rows <= self.max_rows):
-            member = self.waiting.popleft()
-            if not member.answer.done():
-                batch.append(member)
-                rows += member.rows
+    def _next(self) -> list[tuple[_Member[Item, Result], int]]:
+        """The next batch: members, and the first row of each one's slice."""
+        batch: list[tuple[_Member[Item, Result], int]] = []
+        unfinished = []
+        room, now = self.max_rows, time.monotonic()
+        while self.waiting:
+            member = self.waiting[0]
+            rows = min(member.rows - member.taken, self.slice_rows)
+            if rows > room:
+                break
+            self.waiting.popleft()
+            if _has_left(member, now):
+                continue
+            batch.append((member, member.taken))
+            room -= rows
+            member.taken += rows
+            if member.taken < member.rows:
+                unfinished.append(member)
+        self.waiting.extend(unfinished)
         return batch
 
-    async def _answer(self, batch: list[_Member[Item, Result]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[_Member[Item, Result], int]]) -> None:
         # The most patient member decides how long the batch may take; the others leave on their own.
-        seconds = max(member.deadline.at for member in batch) - time.monotonic()
+        seconds = max([member.deadline for member, _ in batch]) - time.monotonic()
+        items = [
+            member.item if member.rows <= self.slice_rows else member.item.part(slice(first, first + self.slice_rows))
+            for member, first in batch
+        ]
         try:
-            results = await self.run([member.item for member in batch], seconds)
+            results = await self.run(items, seconds)
         except Exception as exc:  # noqa: BLE001  (whatever it is, it belongs to those who wait, not to this task)
-            for member in batch:
-                if not member.answer.done():
-                    member.answer.set_exception(exc)
-            return
-        for member, result in zip(batch, results, strict=True):
+            results = [exc] * len(batch)
+        for (member, first), result in zip(batch, results, strict=True):
             if member.answer.done():
                 continue
             if isinstance(result, Exception):
                 member.answer.set_exception(result)
-            else:
-                member.answer.set_result(result)
+                continue
+            member.results[first] = result
+            if len(member.results) * self.slice_rows >= member.rows:
+                member.answer.set_result([member.results[first] for first in sorted(member.results)])
+
+    def _sweep_by(self, at: float) -> None:
+        if self.sweep_timer is not None:
+            self.sweep_timer.cancel()
+        self.sweeps_at = at
+        # Event loops count in milliseconds: a timer that is early by one must not spin.
+        wait = max(at - time.monotonic(), 0.001)
+        self.sweep_timer = asyncio.get_running_loop().call_later(wait, self._sweep)
+
+    def _sweep(self) -> None:
+        """Lets go whoever's deadline has passed or whose client has gone: one timer for all members."""
+        self.sweeps_at, self.sweep_timer = math.inf, None
+        now = time.monotonic()
+        staying = [member for member in self.unanswered if not _has_left(member, now)]
+        self.waiting = deque([member for member in self.waiting if not member.answer.done()])
+        if staying:
+            self._sweep_by(min([min(member.deadline, member.ask_at) for member in staying]))
+
+
+def _has_left(member: _Member[Item, Result], now: float) -> bool:
+    """Asks it whether it is still waiting, and answers it where it is not."""
+    if not member.answer.done():
+        if member.deadline <= now:
+            member.answer.set_exception(DeadlineExceeded())
+        elif member.ask_at <= now:
+            member.ask_at = now + ASK_EVERY_S
+            if member.gone():
+                member.answer.set_exception(ClientGone())
+    return member.answer.done()

@@ -1,45 +1,128 @@
 """One request and its answer as an operator sees them: request id, route, stages, status, one log line."""
 
+import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import problem_of
-from service.metrics import Metrics
-from service.predictor import Trace
+from service.metrics import NO_MODEL, Metrics
 
 log = logging.getLogger("rapport.access")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{1,64}")
+TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 UNMATCHED = "unmatched"
 """The route label of every path that is not ours: labels come from a closed set."""
 
+STAGES = ("decode", "admit", "features", "queue", "infer", "encode")
+TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()
+"""Server-Timing of a request that went through all of them, in milliseconds."""
 
-@dataclass
-class Exchange:
+
+class Trace(msgspec.Struct):
+    """Where the time of one request went, and what it asked for; becomes Server-Timing, metrics and the log line.
+
+    stages: stage -> seconds. since: monotonic instant at which the stage that runs began.
+    """
+
+    model: str = NO_MODEL
+    rows: int = 0
+    stages: dict[str, float] = msgspec.field(default_factory=dict)
+    since: float = 0.0
+
+    def start(self) -> None:
+        self.since = time.monotonic()
+
+    def finish(self, stage: str) -> None:
+        """What has passed since `start` or the last `finish` was `stage`."""
+        now = time.monotonic()
+        self.add(stage, now - self.since)
+        self.since = now
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+
+class Exchange(msgspec.Struct):
+    """started: monotonic instant of the request's first byte."""
+
     request_id: str
     trace_id: str | None
-    started: float = field(default_factory=time.monotonic)
+    method: str
+    started: float
     route: str = UNMATCHED
     key: str | None = None
     status: int = 0
     code: str | None = None
-    trace: Trace = field(default_factory=Trace)
+    trace: Trace = msgspec.field(default_factory=Trace)
 
     @classmethod
     def of(cls, request: Request) -> "Exchange":
         exchange: Exchange = request.scope["rapport.exchange"]
         return exchange
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer carries."""
+        headers = [(b"x-request-id", self.request_id.encode())]
+        stages = self.trace.stages
+        if len(stages) == len(STAGES):
+            headers.append((b"server-timing", TIMING % tuple([stages[stage] * 1_000 for stage in STAGES])))
+        elif stages:
+            timing = ", ".join(f"{stage};dur={spent * 1_000:.3f}" for stage, spent in stages.items())
+            headers.append((b"server-timing", timing.encode()))
+        return headers
+
+
+class Exchanges:
+    """Begins and ends them: a request id in front, metrics and a log line behind.
+
+    Request ids are random for the process and counted in it: a random number a request would be a system call each.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._process = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
+
+    def begin(self, method: str, headers: Mapping[bytes, bytes]) -> Exchange:
+        given = headers.get(b"x-request-id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            request_id = given.decode()
+        else:
+            request_id = f"{self._process}{next(self._numbers):08x}"
+        traceparent = headers.get(b"traceparent")
+        parent = TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
+        return Exchange(request_id, parent[1].decode() if parent else None, method, time.monotonic())
+
+    def end(self, exchange: Exchange) -> None:
+        seconds = time.monotonic() - exchange.started
+        trace = exchange.trace
+        self.metrics.request(exchange.route, trace.model, exchange.status, seconds)
+        for stage, spent in trace.stages.items():
+            self.metrics.stage(stage, spent)
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "request",
+                extra={
+                    "request_id": exchange.request_id,
+                    "trace_id": exchange.trace_id,
+                    "method": exchange.method,
+                    "route": exchange.route,
+                    "status": exchange.status,
+                    "code": exchange.code,
+                    "key": exchange.key,
+                    "rows": trace.rows,
+                    "duration_ms": round(seconds * 1_000, 3),
+                },
+            )
 
 
 def problem_response(error: Exception, exchange: Exchange) -> Response:
@@ -65,22 +148,22 @@ def problem_response(error: Exception, exchange: Exchange) -> Response:
 
 
 class Observer:
-    """The outermost ASGI layer: gives every request its Exchange, and its answer headers, metrics and a log line."""
+    """Around FastAPI's router: gives every request its Exchange, and its answer headers, metrics and a log line."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, exchanges: Exchanges) -> None:
         self.app = app
-        self.metrics = metrics
+        self.exchanges = exchanges
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = scope["rapport.exchange"] = _exchange(Headers(scope=scope))
+        exchange = scope["rapport.exchange"] = self.exchanges.begin(scope["method"], dict(scope["headers"]))
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message["headers"], *_headers(exchange)]
+                message["headers"] = [*message["headers"], *exchange.headers()]
             await send(message)
 
         try:
@@ -90,39 +173,4 @@ class Observer:
             if exchange.status != 500:
                 raise
         finally:
-            self._record(exchange, scope["method"])
-
-    def _record(self, exchange: Exchange, method: str) -> None:
-        seconds = time.monotonic() - exchange.started
-        self.metrics.request(exchange.route, exchange.trace.model, exchange.status, seconds)
-        for stage, spent in exchange.trace.stages.items():
-            self.metrics.stage(stage, spent)
-        log.info(
-            "request",
-            extra={
-                "request_id": exchange.request_id,
-                "trace_id": exchange.trace_id,
-                "method": method,
-                "route": exchange.route,
-                "status": exchange.status,
-                "code": exchange.code,
-                "key": exchange.key,
-                "rows": exchange.trace.rows,
-                "duration_ms": round(seconds * 1_000, 3),
-            },
-        )
-
-
-def _exchange(headers: Headers) -> Exchange:
-    request_id = headers.get("x-request-id", "")
-    if not REQUEST_ID.fullmatch(request_id):
-        request_id = secrets.token_hex(8)
-    parent = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-    return Exchange(request_id, parent[1] if parent else None)
-
-
-def _headers(exchange: Exchange) -> Iterable[tuple[bytes, bytes]]:
-    yield b"x-request-id", exchange.request_id.encode()
-    if exchange.trace.stages:
-        timing = ", ".join(f"{stage};dur={spent * 1_000:.3f}" for stage, spent in exchange.trace.stages.items())
-        yield b"server-timing", timing.encode()
+            self.exchanges.end(exchange)

@@ -1,16 +1,22 @@
 """What SREs see: every Prometheus metric of the gateway, in seconds and base units.
 
 Labels come from closed sets only: routes, served models, versions, tasks, features and views of loaded contracts.
+A scrape of any worker answers for all of them (shared_metrics.py).
 """
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from feature_client.contract import Contract
 from feature_client.release import Release
 from feature_client.schema import Encoded
-from service.protocol import Prediction
+from service.shared_metrics import shared_directory, shared_registry
+from service.tallies import FEW_ROWS, CounterTally, GaugeTally, HistogramTally, Tally, observe_columns
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -22,77 +28,68 @@ NO_MODEL = "-"
 
 
 class Metrics:
+    """Observed in one thread; the exposition may be asked for in another."""
+
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self._requests = Counter("rapport_requests", "Requests answered", ["route", "model", "code"], registry=registry)
-        self._duration = Histogram(
-            "rapport_request_duration_seconds",
-            "From the first byte to the answer",
-            ["route", "model"],
-            buckets=SECONDS,
-            registry=registry,
+        counter = partial(CounterTally, registry=registry)
+        gauge = partial(GaugeTally, registry=registry)
+        histogram = partial(HistogramTally, registry=registry)
+        self._requests = counter("rapport_requests", "Requests answered", ["route", "model", "code"])
+        self._duration = histogram(
+            "rapport_request_duration_seconds", "From the first byte to the answer", ["route", "model"], buckets=SECONDS
         )
-        self._stages = Histogram(
-            "rapport_stage_duration_seconds",
-            "Time of a request in one stage",
-            ["stage"],
-            buckets=SECONDS,
-            registry=registry,
+        self._stages = histogram(
+            "rapport_stage_duration_seconds", "Time of a request in one stage", ["stage"], buckets=SECONDS
         )
-        self._predictions = Counter(
-            "rapport_predictions", "Entities scored", ["model", "version", "status"], registry=registry
+        self._predictions = counter("rapport_predictions", "Entities scored", ["model", "version", "status"])
+        self._batch_rows = histogram("rapport_batch_rows", "Entities in one batch", ["stage"], buckets=ROWS)
+        self._feature_age = histogram("rapport_feature_age_seconds", "Age of the rows read", ["view"], buckets=AGES)
+        self._defaulted = counter(
+            "rapport_feature_defaulted", "Values missing and replaced by their default", ["feature"]
         )
-        self._batch_rows = Histogram(
-            "rapport_batch_rows", "Entities in one batch", ["stage"], buckets=ROWS, registry=registry
+        self._stale = counter("rapport_feature_stale", "Values older than their max_age", ["feature"])
+        self._scores = histogram("rapport_scores", "Scores given", ["model", "version", "task"], buckets=SCORES)
+        self._inflight = gauge(
+            "rapport_inflight", "Entities admitted and not yet answered", ["lane"], multiprocess_mode="livesum"
         )
-        self._feature_age = Histogram(
-            "rapport_feature_age_seconds", "Age of the rows read", ["view"], buckets=AGES, registry=registry
+        self._shed = counter("rapport_shed", "Requests refused at the door", ["lane", "reason"])
+        # Whichever worker asked last: the worst of all would stay where its worker is asked no more.
+        self._dependency = gauge(
+            "rapport_dependency_up",
+            "1 while the dependency answered last time",
+            ["dependency"],
+            multiprocess_mode="livemostrecent",
         )
-        self._defaulted = Counter(
-            "rapport_feature_defaulted", "Values missing and replaced by their default", ["feature"], registry=registry
-        )
-        self._stale = Counter(
-            "rapport_feature_stale", "Values older than their max_age", ["feature"], registry=registry
-        )
-        self._scores = Histogram(
-            "rapport_scores", "Scores given", ["model", "version", "task"], buckets=SCORES, registry=registry
-        )
-        self._inflight = Gauge(
-            "rapport_inflight", "Entities admitted and not yet answered", ["lane"], registry=registry
-        )
-        self._shed = Counter("rapport_shed", "Requests refused at the door", ["lane", "reason"], registry=registry)
-        self._dependency = Gauge(
-            "rapport_dependency_up", "1 while the dependency answered last time", ["dependency"], registry=registry
-        )
-        self._release = Gauge(
+        self._release = gauge(
             "rapport_release_info",
             "1 for every loaded release, 0 for those that were",
             ["model", "version", "digest", "role"],
-            registry=registry,
+            multiprocess_mode="livemax",
         )
+        self._reload_failures = counter("rapport_reload_failures", "Releases or routes that could not be loaded")
         self._loaded: set[tuple[str, str, str, str]] = set()
-        self._reload_failures = Counter(
-            "rapport_reload_failures", "Releases or routes that could not be loaded", registry=registry
-        )
+        self._ages: dict[str, list[HistogramTally]] = {}  # contract digest -> one a view
+        self._tasks: dict[tuple[str, str], list[HistogramTally]] = {}  # contract digest, version -> one a task
 
     def request(self, route: str, model: str, code: int, seconds: float) -> None:
-        self._requests.labels(route, model, code).inc()
-        self._duration.labels(route, model).observe(seconds)
+        self._requests.of(route, model, code).inc()
+        self._duration.of(route, model).observe(seconds)
 
     def stage(self, name: str, seconds: float) -> None:
-        self._stages.labels(name).observe(seconds)
+        self._stages.of(name).observe(seconds)
 
     def batch(self, stage: str, rows: int) -> None:
-        self._batch_rows.labels(stage).observe(rows)
+        self._batch_rows.of(stage).observe(rows)
 
     def shed(self, lane: str, reason: str) -> None:
-        self._shed.labels(lane, reason).inc()
+        self._shed.of(lane, reason).inc()
 
     def inflight(self, lane: str, rows: int) -> None:
-        self._inflight.labels(lane).set(rows)
+        self._inflight.of(lane).set(rows)
 
     def dependency(self, name: str, *, up: bool) -> None:
-        self._dependency.labels(name).set(int(up))
+        self._dependency.of(name).set(int(up))
 
     def reload_failed(self) -> None:
         self._reload_failures.inc()
@@ -104,28 +101,60 @@ class Metrics:
             (release.manifest.model, release.version, release.contract.digest[:12], role) for release, role in loaded
         }
         for gone in self._loaded - labels:
-            self._release.labels(*gone).set(0)
+            self._release.of(*gone).set(0)
         for label in labels:
-            self._release.labels(*label).set(1)
+            self._release.of(*label).set(1)
         self._loaded |= labels
 
     def features(self, contract: Contract, encoded: Encoded, view_ages: npt.NDArray[np.float64]) -> None:
-        """view_ages: [rows, views] in seconds, NaN where the view has no row."""
-        names = [feature.name for feature in contract.schema.features]
-        for position in np.flatnonzero(encoded.defaulted.any(axis=0)):
-            self._defaulted.labels(names[position]).inc(int(encoded.defaulted[:, position].sum()))
-        for position in np.flatnonzero(encoded.stale.any(axis=0)):
-            self._stale.labels(names[position]).inc(int(encoded.stale[:, position].sum()))
-        for view, ages in zip(contract.schema.views, view_ages.T, strict=True):
-            for age in ages[~np.isnan(ages)].tolist():
-                self._feature_age.labels(view).observe(age)
+        """What one batch read. view_ages: [rows, views] in seconds, NaN where the view has no row."""
+        for counter, mask in ((self._defaulted, encoded.defaulted), (self._stale, encoded.stale)):
+            # Most batches have none, and asking bytes is much cheaper than asking numpy.
+            if 1 in mask.tobytes():
+                for feature, values in zip(contract.schema.features, mask.sum(axis=0).tolist(), strict=True):
+                    if values:
+                        counter.of(feature.name).inc(values)
+        ages = self._ages.get(contract.digest)
+        if ages is None:
+            ages = self._ages[contract.digest] = [self._feature_age.of(view) for view in contract.schema.views]
+        observe_columns(ages, view_ages)
 
-    def prediction(self, contract: Contract, prediction: Prediction) -> None:
-        self._predictions.labels(contract.model, prediction.version, prediction.status).inc()
-        for task, score in (prediction.scores or {}).items():
-            if score is not None:
-                self._scores.labels(contract.model, prediction.version, task).observe(score)
+    def predictions(
+        self,
+        contract: Contract,
+        version: str,
+        statuses: Sequence[str],
+        scores: npt.NDArray[np.float32],
+        answered: npt.NDArray[np.bool_],
+    ) -> None:
+        """What one batch was answered.
+
+        statuses: one an entity. scores: [rows, tasks]. answered: [rows, tasks], false where the answer has no score.
+        """
+        for status, entities in [(statuses[0], 1)] if len(statuses) == 1 else Counter(statuses).items():
+            self._predictions.of(contract.model, version, status).inc(entities)
+        tasks = self._tasks.get((contract.digest, version))
+        if tasks is None:
+            tasks = [self._scores.of(contract.model, version, task) for task in contract.task_names]
+            self._tasks[contract.digest, version] = tasks
+        if len(scores) > FEW_ROWS:
+            observe_columns(tasks, np.where(answered, scores, np.nan))
+            return
+        for row, given in zip(scores.tolist(), answered.tolist(), strict=True):
+            for task, score, is_given in zip(tasks, row, given, strict=True):
+                if is_given:
+                    task.observe(score)
+
+    def flush(self) -> None:
+        """For a scrape of another worker to see what was observed so far; one's own scrape needs none."""
+        for metric in vars(self).values():
+            if isinstance(metric, Tally):
+                metric.flush()
 
     def exposition(self) -> bytes:
-        """The text format of Prometheus."""
-        return generate_latest(self.registry)
+        """The text format of Prometheus; of all workers, where there are several."""
+        directory = shared_directory()
+        if directory is None:
+            return generate_latest(self.registry)
+        self.flush()
+        return generate_latest(shared_registry(directory))

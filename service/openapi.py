@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the bodies of protocol.py, which FastAPI does not see."""
+"""The OpenAPI document: FastAPI's, with the routes of front.py and the bodies of protocol.py, which it does not see."""
 
 from typing import Any
 
@@ -22,10 +22,11 @@ KEY: dict[str, Any] = {"security": [{"key": []}]}
 
 
 class Gateway(FastAPI):
-    """FastAPI with the bodies of protocol.py among its components."""
+    """FastAPI with the routes of front.py in its document."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
+        document["paths"] = {**_front(), **document["paths"]}
         _, schemas = msgspec.json.schema_components(COMPONENTS, ref_template="#/components/schemas/{name}")
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **schemas}
@@ -33,9 +34,31 @@ class Gateway(FastAPI):
         return document
 
 
-def body_of(request: type, example: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra` of an endpoint that takes `request` as JSON."""
+def _front() -> dict[str, Any]:
+    entities = [{"customer_id": "17850"}]
+    predict = _post(
+        "Predict",
+        "Scores for up to 1,000 entities, from their stored features; with `explain`, reasons for up to 32.",
+        protocol.PredictRequest,
+        {"entities": entities, "explain": 3},
+    )
+    explain = _post(
+        "Explain",
+        "Scores and reasons for up to 32 entities: base plus all contributions is the score, in its own unit.",
+        protocol.ExplainRequest,
+        {"entities": entities, "tasks": ["churn_90d"], "top": 3},
+    )
+    return {"/v1/predict": {"post": predict}, "/v1/explain": {"post": explain}}
+
+
+def _post(summary: str, description: str, request: type, example: dict[str, Any]) -> dict[str, Any]:
+    """The operation that takes `request` as JSON and answers predictions."""
+    answers = answers_of(protocol.PredictResponse)
     return {
+        "summary": summary,
+        "description": description,
+        "operationId": f"{summary.lower()}_v1_{summary.lower()}_post",
+        "responses": {str(status): answer for status, answer in answers.items()},
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _reference(request), "example": example}},

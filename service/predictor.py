@@ -1,66 +1,45 @@
-"""The request path: admit, fetch, infer, answer."""
+"""The request path: admit, wait for a batch, answer."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from feature_client.clock import Clock, to_iso
-from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
-from feature_client.schema import Encoded, FeatureBatch, Override
-from service.admission import Admission, Deadline
-from service.answers import explanations_of, predictions_of
-from service.backends import Backend, Tensors, check_outputs
+import msgspec
+
+from feature_client.clock import Clock
+from feature_client.online.reader import FeatureReader
+from feature_client.schema import Override
+from service.admission import Admission
+from service.answers import explanations_of
+from service.backends import Backend
 from service.coalescer import Coalescer
-from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.metrics import NO_MODEL, Metrics
-from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
+from service.errors import InvalidRequest, Overloaded
+from service.exchange import Trace
+from service.metrics import Metrics
+from service.protocol import MAX_EXPLAINED, ExplainRequest, PredictRequest, PredictResponse
 from service.releases import Loaded, Releases, Served
+from service.scoring import Scored, Scorer, Work
 
-NO_OVERRIDES: Mapping[str, Override] = {}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one request adds to a batch, a key and a mapping an entity."""
-
-    keys: Sequence[EntityKey]
-    overrides: Sequence[Mapping[str, Override]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a batch found for one request: one feature snapshot and one run of one graph."""
-
-    as_of: float
-    encoded: Encoded
-    outputs: Tensors
-    stages: Mapping[str, float]  # stage -> seconds
-
-
-@dataclass
-class Trace:
-    """Where the time of one request went, and what it asked for; becomes Server-Timing, metrics and the log line."""
-
-    model: str = NO_MODEL
-    rows: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
+EXPLAINED_SLICE_ROWS = 8
+"""Entities that one request adds to a batch of explanations: a quarter of the largest request."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds and rows; see Settings for how to choose."""
+    """See Settings for how to choose."""
 
     batch_rows: int
+    slice_rows: int
     batches_in_flight: int
+
+
+class Asker(msgspec.Struct, frozen=True):
+    """Who waits for an answer: until an instant (monotonic), or until he has gone; and what is noted down for him."""
+
+    request_id: str
+    deadline: float
+    gone: Callable[[], bool]
+    trace: Trace
 
 
 class Predictor:
@@ -83,158 +62,115 @@ class Predictor:
         self.limits = limits
         self.queues: dict[str, Coalescer[Work, Scored]] = {}
 
-    async def predict(
-        self, request: PredictRequest, deadline: Deadline, request_id: str, trace: Trace
-    ) -> PredictResponse:
+    async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, loaded = self._resolve(request, trace)
+        served, loaded = self._resolve(request, asker)
         if request.explain is None:
-            scored = await self._score(loaded, "predict", request, deadline, trace)
-            return self._answer(request, served, loaded, scored, request_id, trace)
+            return _response(loaded, await self._score(served, loaded, "predict", request, asker), asker)
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
         try:
-            scored = await self._score(loaded, "explain", request, deadline, trace)
+            parts = await self._score(served, loaded, "explain", request, asker)
         except Overloaded:
             # Reasons are shed first: the scores still come.
-            scored = await self._score(loaded, "predict", request, deadline, trace)
-            response = self._answer(request, served, loaded, scored, request_id, trace)
+            response = _response(loaded, await self._score(served, loaded, "predict", request, asker), asker)
             for prediction in response.predictions:
                 prediction.explanations = None
             return response
-        tasks = loaded.release.contract.task_names
-        return self._answer(request, served, loaded, scored, request_id, trace, tasks, request.explain)
+        _explain(loaded, parts, loaded.release.contract.task_names, request.explain)
+        return _response(loaded, parts, asker)
 
-    async def explain(
-        self, request: ExplainRequest, deadline: Deadline, request_id: str, trace: Trace
-    ) -> PredictResponse:
+    async def explain(self, request: ExplainRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, loaded = self._resolve(request, trace)
+        served, loaded = self._resolve(request, asker)
         known = loaded.release.contract.task_names
         for position, task in enumerate(request.tasks or ()):
             if task not in known:
                 raise InvalidRequest(f"tasks[{position}]: not a task of this model")
-        scored = await self._score(loaded, "explain", request, deadline, trace)
-        return self._answer(request, served, loaded, scored, request_id, trace, request.tasks or known, request.top)
+        parts = await self._score(served, loaded, "explain", request, asker)
+        _explain(loaded, parts, request.tasks or known, request.top)
+        return _response(loaded, parts, asker)
 
-    def _resolve(self, request: PredictRequest | ExplainRequest, trace: Trace) -> tuple[Served, Loaded]:
+    def _resolve(self, request: PredictRequest | ExplainRequest, asker: Asker) -> tuple[Served, Loaded]:
         served, loaded = self.releases.resolve(request.model, request.version)
-        trace.model = loaded.release.manifest.model
-        trace.rows = len(request.entities)
+        asker.trace.model = loaded.release.manifest.model
+        asker.trace.rows = len(request.entities)
         return served, loaded
 
     async def _score(
-        self, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, deadline: Deadline, trace: Trace
-    ) -> Scored:
-        with trace.stage("admit"):
-            # Before anything is batched: one request's mistake must not become its neighbours' error.
-            work = Work(loaded.plan.keys(request.entities), _overrides(request))
-            loaded.release.contract.schema.check_overrides(work.overrides)
-        rows = len(work.keys)
-        with self.admission.admit(lane, rows):
-            started = time.perf_counter()
-            try:
-                scored = await self._queue(loaded, lane).submit(work, rows, deadline)
-            except TimeoutError as exc:
-                raise DeadlineExceeded from exc
-            waited = time.perf_counter() - started - sum(scored.stages.values())
-            trace.stages |= {**scored.stages, "queue": max(waited, 0.0)}
-        return scored
+        self, served: Served, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, asker: Asker
+    ) -> Sequence[Scored]:
+        # Before anything is batched: one request's mistake must not become its neighbours' error.
+        overrides = _overrides(request)
+        keys = loaded.plan.keys(request.entities)
+        if overrides is not None:
+            loaded.release.contract.schema.check_overrides(overrides)
+        work = Work(request.entities, keys, overrides, served.route.unknown == "reject")
+        rows, trace = len(work), asker.trace
+        self.admission.enter(lane, rows)
+        try:
+            trace.finish("admit")
+            parts = await self._queue(loaded, lane).submit(work, asker.deadline, asker.gone)
+        finally:
+            self.admission.leave(lane, rows)
+        _note(parts, trace)
+        return parts
 
     def _queue(self, loaded: Loaded, lane: str) -> Coalescer[Work, Scored]:
-        name = loaded.release.name if lane == "predict" else loaded.release.explain_name
-        if name not in self.queues:
+        explains = lane == "explain"
+        name = loaded.release.explain_name if explains else loaded.release.name
+        queue = self.queues.get(name)
+        if queue is None:
             live = self.releases.graphs()
             self.queues = {graph: queue for graph, queue in self.queues.items() if graph in live}
-
-            async def run(batch: Sequence[Work], seconds: float) -> list[Scored | Exception]:
-                return await self._run(loaded, name, batch, seconds)
-
-            rows = self.limits.batch_rows if lane == "predict" else MAX_EXPLAINED
-            self.queues[name] = Coalescer(run, max_rows=rows, in_flight=self.limits.batches_in_flight)
-        return self.queues[name]
-
-    async def _run(self, loaded: Loaded, name: str, batch: Sequence[Work], seconds: float) -> list[Scored | Exception]:
-        """One feature read and one inference for the whole batch."""
-        ends = time.monotonic() + seconds
-        contract = loaded.release.contract
-        keys = [key for work in batch for key in work.keys]
-        self.metrics.batch("infer", len(keys))
-        trace = Trace()
-        as_of = self.clock()
-        with trace.stage("features"):
-            stored = await self._fetch(loaded, keys, seconds)
-            overrides = [values for work in batch for values in work.overrides]
-            encoded = contract.schema.encode(stored, as_of, overrides)
-        self.metrics.features(contract, encoded, as_of - stored.event_times)
-        with trace.stage("infer"):
-            outputs = await self.backend.infer(name, encoded.tensors, max(ends - time.monotonic(), 0.0))
-            check_outputs(name, outputs, contract.outputs(len(keys), explained=name == loaded.release.explain_name))
-        answers: list[Scored | Exception] = []
-        start = 0
-        for work in batch:
-            rows = slice(start, start + len(work.keys))
-            start = rows.stop
-            if reason := stored.refusal(rows):
-                answers.append(FeatureStoreUnavailable(reason))
-                continue
-            own = {output: values[rows] for output, values in outputs.items()}
-            answers.append(Scored(as_of, encoded.rows(rows), own, trace.stages))
-        return answers
-
-    async def _fetch(self, loaded: Loaded, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
-        started = time.monotonic()
-        try:
-            stored = await self.reader.fetch(loaded.plan, keys, seconds)
-        except FeatureStoreUnavailable as exc:
-            if time.monotonic() - started >= seconds:
-                # It was the requests' own time that ran out: nothing is known of the store.
-                raise DeadlineExceeded from exc
-            self.metrics.dependency("feature_store", up=False)
-            raise
-        self.metrics.dependency("feature_store", up=True)
-        return stored
-
-    def _answer(
-        self,
-        request: PredictRequest | ExplainRequest,
-        served: Served,
-        loaded: Loaded,
-        scored: Scored,
-        request_id: str,
-        trace: Trace,
-        explained: Sequence[str] = (),
-        top: int | None = None,
-    ) -> PredictResponse:
-        with trace.stage("encode"):
-            contract, version = loaded.release.contract, loaded.release.version
-            predictions = predictions_of(contract, version, request.entities, scored.encoded, scored.outputs)
-            for row, prediction in enumerate(predictions):
-                if explained:
-                    prediction.explanations = explanations_of(
-                        contract, scored.encoded, scored.outputs, row, explained, top
-                    )
-                if served.route.unknown == "reject" and prediction.status == "unknown_entity":
-                    _reject(prediction)
-                self.metrics.prediction(contract, prediction)
-            return PredictResponse(contract.model, request_id, to_iso(scored.as_of), predictions)
+            queue = self.queues[name] = Coalescer(
+                Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics).score,
+                max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
+                slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
+                in_flight=self.limits.batches_in_flight,
+            )
+        return queue
 
 
-def _overrides(request: PredictRequest | ExplainRequest) -> Sequence[Mapping[str, Override]]:
-    """One mapping an entity."""
-    rows = len(request.entities)
-    features = request.features
+def _note(parts: Sequence[Scored], trace: Trace) -> None:
+    """Where the time went since the last stage; what no batch of the request was at work was waiting."""
+    now = time.monotonic()
+    queue = now - trace.since
+    for part in parts:
+        for stage, spent in part.stages.items():
+            trace.add(stage, spent)
+            queue -= spent
+    # The slices of a large request overlap: together they may take longer than it waited.
+    trace.add("queue", max(queue, 0.0))
+    trace.since = now
+
+
+def _explain(loaded: Loaded, parts: Sequence[Scored], tasks: Sequence[str], top: int | None) -> None:
+    for part in parts:
+        for row, prediction in enumerate(part.predictions, start=part.first):
+            withheld = prediction.scores is None
+            prediction.explanations = (
+                None
+                if withheld
+                else explanations_of(loaded.release.contract, part.encoded, part.outputs, row, tasks, top)
+            )
+
+
+def _response(loaded: Loaded, parts: Sequence[Scored], asker: Asker) -> PredictResponse:
+    """as_of: of the first slice; those of a large request are milliseconds apart."""
+    predictions = parts[0].predictions
+    if len(parts) > 1:
+        predictions = [prediction for part in parts for prediction in part.predictions]
+    return PredictResponse(loaded.release.contract.model, asker.request_id, parts[0].as_of, predictions)
+
+
+def _overrides(request: PredictRequest | ExplainRequest) -> Sequence[Mapping[str, Override]] | None:
+    """One mapping an entity; None where there are none at all."""
+    features, rows = request.features, len(request.entities)
     if features is None:
-        return [NO_OVERRIDES] * rows
+        return None
     if isinstance(features, dict):
         return [features] * rows
     if len(features) != rows:
         raise InvalidRequest("features: one object for all entities, or a list with one for each")
     return features
-
-
-def _reject(prediction: Prediction) -> None:
-    prediction.scores = prediction.segments = None
-    prediction.not_applicable = []
-    if prediction.explanations:
-        prediction.explanations = None

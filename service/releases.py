@@ -6,6 +6,7 @@ import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Served:
     route: Route
     versions: Mapping[str, Loaded]
 
-    @property
+    @cached_property
     def champion(self) -> Loaded:
         return self.versions[str(self.route.champion)]
 
@@ -94,13 +95,16 @@ class Releases:
     async def watch(self, every_s: float) -> None:
         """Looks at the repository until cancelled."""
         while True:
-            try:
-                await self.refresh()
-            except Exception:
-                # A defect must not end the watch in silence: what is loaded goes on answering.
-                self.metrics.reload_failed()
-                log.exception("looking at the model repository failed")
+            await self.look()
             await asyncio.sleep(every_s)
+
+    async def look(self) -> None:
+        """`refresh`, of which not even a defect ends the watch in silence: what is loaded goes on answering."""
+        try:
+            await self.refresh()
+        except Exception:
+            self.metrics.reload_failed()
+            log.exception("looking at the model repository failed")
 
     async def refresh(self) -> None:
         """Loads what has changed since the last look; failures are logged once, counted, and tried again."""

@@ -16,6 +16,13 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="Port of /metrics alone, on the same address. Unset: on the API's port."
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that answer, on one port: the CPU limit of the container, rounded down, and 1 below 2. "
+        "Limits that count something (quotas of keys, max_inflight_*) hold in each worker alone.",
+    )
     models: Path = Field(Path("models"), description="The model repository: releases and routes.toml.")
     redis: str = Field(
         "127.0.0.1:6379",
@@ -46,9 +53,19 @@ class Settings(BaseSettings):
     )
     max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
     max_batch_rows: int = Field(1_024, ge=1_000, description="Entities in one feature read and one inference.")
+    slice_rows: int = Field(
+        128,
+        ge=1,
+        description="Entities that one request adds to a batch; it queues again with the rest, so that nobody waits "
+        "for all of a large one. Smaller is fairer and costs the large one more batches.",
+    )
     batches_in_flight: int = Field(2, ge=1, description="Batches a lane works on at once: one reads, one infers.")
     model_threads: int = Field(
-        1, ge=1, description="ONNX Runtime threads of one inference; 1 until the model is large."
+        1,
+        ge=1,
+        description="ONNX Runtime threads of one inference, in each worker and for each loaded graph. More workers use "
+        "more CPUs better: a second thread made the built-in graphs no faster, not even with 1,000 rows. "
+        "A model with layers of thousands may gain; workers x model_threads above the CPU limit is warned of.",
     )
     release_poll_s: float = Field(1.0, gt=0, description="How often routes.toml is looked at.")
     drain_s: int = Field(5, ge=0, description="After SIGTERM, requests in flight get this long.")

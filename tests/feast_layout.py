@@ -10,6 +10,7 @@ import mmh3
 from redis import Redis
 
 from feature_client.schema import FeatureSchema
+from tests.feature_client.online.varints import varint
 
 Value = float | int | str | bytes | None
 
@@ -28,7 +29,7 @@ def store(
     """rows: view -> (event time in epoch seconds, stored field -> value); bytes go in as they are."""
     mapping: dict[bytes, bytes] = {}
     for view, (event_time, fields) in rows.items():
-        mapping[f"_ts:{view}".encode()] = b"\x08" + _varint(int(event_time))
+        mapping[f"_ts:{view}".encode()] = b"\x08" + varint(int(event_time))
         for field, value in fields.items():
             mapping[field_of(view, field)] = _value(value, timestamp=field.endswith("_at"))
     redis.hset(key_of(schema, entity), mapping=mapping)  # type: ignore[arg-type]
@@ -44,16 +45,7 @@ def _value(value: Value, *, timestamp: bool) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return b"\x12" + _varint(len(value.encode())) + value.encode()
+        return b"\x12" + varint(len(value.encode())) + value.encode()
     if timestamp:
-        return b"\x40" + _varint(int(value))
-    return b"\x20" + _varint(value) if isinstance(value, int) else b"\x29" + struct.pack("<d", value)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+        return b"\x40" + varint(int(value))
+    return b"\x20" + varint(value) if isinstance(value, int) else b"\x29" + struct.pack("<d", value)

@@ -22,6 +22,8 @@ from feature_client.schema import CALENDAR, Feature, FeatureSchema, JoinKey, Sch
 SERVICE = "engagement"
 KEY_VERSION = 3
 """The entity_key_serialization_version whose bytes feature_client/online reads."""
+DUMMY_KEY = "__dummy_id"
+"""What Feast calls the join key of a view that has none."""
 OTHER = "other"
 
 NUMBERS = {"Float64": "float64", "Float32": "float32", "Int64": "int64", "Int32": "int32", "Bool": "bool"}
@@ -89,24 +91,30 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
             else:
                 features.append(_feature(view.name, field))
     features += _calendar(declared)
+    entity = _entity(keys)
     return FeatureSchema(
         project=store.project,
-        entity=_entity(keys),
+        entity=entity,
         features=tuple(features),
         entity_fields=entity_fields,
         groups=_groups(declared, features),
+        join_keys={view: tuple(sorted(found)) for view, found in keys.items() if len(found) < len(entity)},
     )
 
 
 def _entity(keys: dict[str, dict[str, JoinKey]]) -> tuple[JoinKey, ...]:
-    """The join keys that all views share: one hash holds an entity's features. keys: view -> its join keys."""
+    """The join keys of all views together. keys: view -> its join keys."""
     if not keys:
         raise SchemaError("the feature service has no views")
-    first, expected = next(iter(keys.items()))
+    entity: dict[str, tuple[str, JoinKey]] = {}
     for view, found in keys.items():
-        if found != expected:
-            raise SchemaError(f"{first} and {view} have different join keys: one model reads one kind of entity")
-    return tuple(expected[name] for name in sorted(expected))
+        if not found or DUMMY_KEY in found:
+            raise SchemaError(f"{view}: a view without an entity is not read")
+        for name, key in found.items():
+            first, expected = entity.setdefault(name, (view, key))
+            if key != expected:
+                raise SchemaError(f"{first} and {view} store the join key {name} as different types")
+    return tuple(entity[name][1] for name in sorted(entity))
 
 
 def _feature(view: str, field: Field) -> Feature:

@@ -1,7 +1,7 @@
 """How to reach Feast's Redis: its connection string, read without Feast's surprises, and a client with our limits."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from redis.backoff import NoBackoff
 
 from feature_client.errors import RapportError
 
-FORM = "the online store is named as host:port, with options after commas: 127.0.0.1:6379,db=1,ssl=true"
+FORM = "the online store is named as host:port (or unix:/path), with options after commas: 127.0.0.1:6379,db=1,ssl=true"
+UNIX = "unix:"
 
 
 class ConnectionStringError(RapportError):
@@ -20,25 +21,36 @@ class ConnectionStringError(RapportError):
 
 @dataclass(frozen=True)
 class Address:
-    """options: for redis-py."""
+    """Where Redis listens: host and port, or the path of a Unix socket. options: for redis-py."""
 
-    host: str
-    port: int
+    host: str = ""
+    port: int = 0
+    path: str | None = None
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def parse(text: str) -> Address:
-    """Reads `host:port,option=value,...`. Raises ConnectionStringError.
+    """Reads `host:port,option=value,...`, or `unix:/path,...`, which Feast itself does not read.
 
+    Raises ConnectionStringError.
     Feast reads every value as JSON where it can, so a password of 1e5 becomes 100000.0; here a password is the text
     as it stands, or a JSON string in quotes, which Feast reads alike.
     """
     address, *options = text.split(",")
+    parsed = _options(options)
+    if address.startswith(UNIX + "/"):
+        if any(name.startswith("ssl") for name in parsed):
+            raise ConnectionStringError("a Unix socket of the online store has no options ssl")
+        return Address(path=address.removeprefix(UNIX), options=parsed)
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     # A colon left in the host is IPv6; a slash is a URL, for which Feast has no use.
     if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ConnectionStringError(FORM)
+    return Address(host, int(port), options=parsed)
+
+
+def _options(options: Sequence[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
@@ -55,7 +67,7 @@ def parse(text: str) -> Address:
     # Meant for Feast; how long we wait is ours to say.
     for name in TIMEOUTS:
         parsed.pop(name, None)
-    return Address(host, int(port), parsed)
+    return parsed
 
 
 def connect(address: Address, timeout_s: float) -> "Redis":
@@ -67,6 +79,7 @@ def connect(address: Address, timeout_s: float) -> "Redis":
     return Redis(
         host=address.host,
         port=address.port,
+        unix_socket_path=address.path,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feature_client.online.decoding import Reply, decode
+from feature_client.online.decoding import Reply, decode, empty_batch
 from feature_client.online.plan import EntityKey, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.schema import FeatureBatch
@@ -42,9 +42,10 @@ class FeastReader:
         """See FeatureReader."""
         distinct = list(dict.fromkeys(keys))
         if not distinct:
-            return decode(plan, [], [])
+            return empty_batch(plan, 0)
         replies = await self._in_thread(lambda: self._read(plan, distinct), timeout_s)
-        return decode(plan, keys, [replies[key] for key in keys])
+        of = {key: row for row, key in enumerate(distinct)}
+        return decode(plan, keys, [[rows[of[key]] for key in keys] for rows in replies])
 
     async def ping(self, timeout_s: float) -> None:
         """See FeatureReader. Reads one feature of an entity that need not exist."""
@@ -63,24 +64,30 @@ class FeastReader:
         except Exception as exc:
             raise FeatureStoreUnavailable(f"Feast's online store failed: {type(exc).__name__}") from exc
 
-    def _read(self, plan: ReadPlan, keys: Sequence[EntityKey]) -> dict[EntityKey, Reply]:
+    def _read(self, plan: ReadPlan, keys: Sequence[EntityKey]) -> list[list[Reply]]:
+        """For each hash of the plan, one reply a key."""
         names = [key.name for key in plan.join_keys]
         response = self.store.get_online_features(
-            features=[f"{view}:{field}" for view, field in plan.names],
+            features=[f"{view}:{field}" for hash_ in plan.hashes for view, field in hash_.names],
             entity_rows=[dict(zip(names, key.values, strict=True)) for key in keys],
             full_feature_names=True,
         ).proto
         vectors = dict(zip(response.metadata.feature_names.val, response.results, strict=True))
-        columns = [vectors[f"{view}__{field}"] for view, field in plan.names]
-        # All features of a view have its row's time: any of them will do.
-        times = {view: column.event_timestamps for (view, _), column in zip(plan.names, columns, strict=True)}
-        return {
-            key: [
-                *(column.values[row].SerializeToString() for column in columns),
-                *(_time(times[view][row]) for view in plan.schema.views),
-            ]
-            for row, key in enumerate(keys)
-        }
+        replies: list[list[Reply]] = []
+        for hash_ in plan.hashes:
+            columns = [vectors[f"{view}__{field}"] for view, field in hash_.names]
+            # All features of a view have its row's time: any of them will do.
+            times = {view: column.event_timestamps for (view, _), column in zip(hash_.names, columns, strict=True)}
+            replies.append(
+                [
+                    [
+                        *(column.values[row].SerializeToString() for column in columns),
+                        *(_time(times[view.name][row]) for view in hash_.views),
+                    ]
+                    for row in range(len(keys))
+                ]
+            )
+        return replies
 
     def _read_anything(self) -> None:
         view = self.store.list_feature_views()[0]

@@ -30,11 +30,15 @@ class LocalRedis:
     """`with LocalRedis(directory) as redis: redis.address` is "127.0.0.1:PORT".
 
     port: None takes a free one. persistent: everything written is found again by the next one in the same directory.
+    socket_path: listens on this Unix socket as well.
     Raises RapportError, in one sentence, where there is no redis-server, the port is in use, or it does not start.
     """
 
-    def __init__(self, directory: Path, port: int | None = None, *, persistent: bool = False) -> None:
+    def __init__(
+        self, directory: Path, port: int | None = None, *, persistent: bool = False, socket_path: Path | None = None
+    ) -> None:
         self.directory = directory
+        self.socket_path = socket_path
         self.port = port or 0
         self.persistent = persistent
         self._any_port = port is None
@@ -91,6 +95,8 @@ class LocalRedis:
             "save": "",
             "appendonly": "yes" if self.persistent else "no",
         }
+        if self.socket_path is not None:
+            settings["unixsocket"] = str(self.socket_path)
         command = [str(binary), *(part for name, value in settings.items() for part in (f"--{name}", value))]
         with self.log.open("wb") as log:
             # Its own session: Ctrl-C reaches us alone, and the block ends it after those who still use it.

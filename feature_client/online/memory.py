@@ -39,10 +39,10 @@ class MemoryReader:
         corrupt = set()
         for row, key in enumerate(keys):
             stored = self.rows.get(key.values if len(key.values) > 1 else key.values[0], {})
-            for position, (name, view) in enumerate(zip(plan.schema.views, plan.views, strict=True)):
-                if name not in stored:
+            for view in plan.views:
+                if view.name not in stored:
                     continue
-                batch.event_times[row, position], values = stored[name]
+                batch.event_times[row, view.index], values = stored[view.name]
                 for column in view.columns:
                     value = values.get(str(column.feature.field))
                     if not _fits(column, value):

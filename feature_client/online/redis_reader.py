@@ -2,18 +2,19 @@
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from operator import itemgetter
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from redis.asyncio import ConnectionPool, Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+import hiredis
 
 from feature_client.online.connection import connect, parse
-from feature_client.online.decoding import Refusal, Reply, decode
-from feature_client.online.plan import EntityKey, ReadPlan
+from feature_client.online.decoding import MIX_UP, Refusal, Reply, decode
+from feature_client.online.multiplexer import GARBAGE, Multiplexer, reply_error
+from feature_client.online.plan import EntityKey, Hash, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.schema import FeatureBatch
 
@@ -21,123 +22,206 @@ TIMEOUT_S = 0.05
 CHUNK = 200
 """Entities of one round trip: between two of them other reads and requests get their turn on the event loop."""
 
-Answer = TypeVar("Answer")
+PING = b"*1\r\n$4\r\nPING\r\n"
+SAMPLED = 3
+"""Keys that are asked how they are encoded, with the first read of a plan and every SAMPLE_EVERY_S."""
+
+SAMPLE_EVERY_S, SAMPLE_AGAIN_S = 60.0, 1.0
+"""The second where none of the keys was there."""
+
+MAX_LAYOUTS = 64
+
+WHOLE_FROM = 0.4
+"""Share of a small hash from which reading all of it is cheaper for Redis than looking fields up one by one: in a
+listpack (ziplist before Redis 7) every look-up walks through it. Never in a hash table, which finds a field at once."""
+
+
+class _Layouts:
+    """Where the fields of a hash are in replies that hold all of it: rows that were written alike have one layout."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[bytes, ...], Callable[[Sequence[bytes]], Sequence[bytes | None]]] = {}
+
+    def pick(self, hash_: Hash, reply: Sequence[bytes]) -> Sequence[bytes | None]:
+        """reply: names and values in turns. Returns the values of `hash_.fields`. Raises _NoReply."""
+        try:
+            names = tuple(reply[::2])
+            if names not in self.known:
+                if len(self.known) >= MAX_LAYOUTS:
+                    self.known.clear()
+                self.known[names] = _picker(names, hash_.fields)
+            return self.known[names](reply)
+        except (TypeError, IndexError) as exc:  # names that are none, a name without a value
+            raise _NoReply from exc
+
+
+def _picker(names: Sequence[bytes], fields: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes | None]]:
+    at = {name: 2 * position + 1 for position, name in enumerate(names)}
+    if len(fields) > 1 and all(field in at for field in fields):
+        return itemgetter(*(at[field] for field in fields))
+    places = [at.get(field) for field in fields]
+    return lambda reply: [None if place is None else reply[place] for place in places]
+
+
+@dataclass
+class _Style:
+    """How a hash is read, and when that is looked at again (monotonic)."""
+
+    whole: bool = False
+    sample_at: float = 0.0
+    layouts: _Layouts = dataclass_field(default_factory=_Layouts)
 
 
 class RedisReader:
-    """Keeps the FeatureReader protocol (reader.py) on one Redis server. Belongs to the event loop that uses it."""
+    """Keeps the FeatureReader protocol (reader.py) on one Redis server. Belongs to the event loop that uses it.
 
-    def __init__(self, redis: "Redis") -> None:
-        self.redis = redis
-        self._reads: Counter[Redis] = Counter()
+    timeout_s: the longest wait for the replies of one round trip (up to CHUNK entities).
+    """
+
+    def __init__(self, multiplexer: Multiplexer, timeout_s: float = TIMEOUT_S) -> None:
+        self.multiplexer = multiplexer
+        self.timeout_s = timeout_s
+        self._samples: set[asyncio.Task[None]] = set()
+        self._styles: WeakKeyDictionary[Hash, _Style] = WeakKeyDictionary()
 
     @classmethod
     def from_connection_string(cls, text: str, timeout_s: float = TIMEOUT_S) -> "RedisReader":
-        """text: as in Feast's feature_store.yaml. timeout_s: of connecting, and of one reply.
+        """text: as in Feast's feature_store.yaml, or `unix:/path`. timeout_s: of connecting too.
 
         Raises ConnectionStringError. Connects when first used.
         """
-        return cls(connect(parse(text), timeout_s))
+        return cls(Multiplexer(connect(parse(text), timeout_s).connection_pool.make_connection), timeout_s)
 
     async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
         ends = time.monotonic() + timeout_s
-        parts = []
-        for start in range(0, max(len(keys), 1), CHUNK):
-            chunk = keys[start : start + CHUNK]
-            replies = await self._read(plan, list(dict.fromkeys(key.redis_key for key in chunk)), ends)
-            parts.append(decode(plan, chunk, [replies[key.redis_key] for key in chunk]))
-        batch = FeatureBatch.join(parts)
-        if batch.refused:
-            await self._renew(self.redis)
-        return batch
+        starts = range(0, max(len(keys), 1), CHUNK)
+        parts = [await self._fetch(plan, keys[start : start + CHUNK], ends) for start in starts]
+        return FeatureBatch.join(parts) if len(parts) > 1 else parts[0]
 
     async def ping(self, timeout_s: float) -> None:
         """See FeatureReader."""
-        await self._ask(lambda redis: redis.execute_command("PING"), timeout_s)  # type: ignore[no-untyped-call]
+        [reply] = await self._ask([PING], time.monotonic() + timeout_s)
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply_error(str(reply))
+        if reply != b"PONG":
+            self.multiplexer.drop()
+            raise FeatureStoreUnavailable(GARBAGE)
 
     async def close(self) -> None:
-        await self.redis.aclose()
+        for sample in self._samples:
+            sample.cancel()
+        await self.multiplexer.close()
 
-    async def _read(self, plan: ReadPlan, keys: Sequence[bytes], ends: float) -> dict[bytes, Reply | Refusal]:
+    async def _fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], ends: float) -> FeatureBatch:
+        batch = decode(plan, keys, await self._read(plan, keys, ends))
+        if MIX_UP not in batch.refused.values():
+            return batch
+        # Were it the connection, then rows without a copy of the id could be somebody else's, too. On a new one, the
+        # same rows are refused again where it is they that are wrong.
+        self.multiplexer.drop()
+        again = decode(plan, keys, await self._read(plan, keys, ends))
+        if again.refused != batch.refused:
+            self.multiplexer.drop()
+            raise FeatureStoreUnavailable("replies of Redis are mixed up")
+        return again
+
+    async def _ask(self, commands: Sequence[bytes], ends: float) -> list[Any]:
+        return await self.multiplexer.ask(commands, min(ends - time.monotonic(), self.timeout_s))
+
+    async def _read(self, plan: ReadPlan, keys: Sequence[EntityKey], ends: float) -> list[list[Reply | Refusal]]:
+        """For each hash of the plan, one reply a key: all in one round trip, what is asked for twice read once."""
         if not keys:
-            return {}
+            return [[] for _ in plan.hashes]
+        reads = []
+        for position, hash_ in enumerate(plan.hashes):
+            redis_keys = [key.redis_keys[position] for key in keys]
+            style = self._style(hash_)
+            reads.append(_Read(hash_, redis_keys, list(dict.fromkeys(redis_keys)), style, style.whole))
+        replies = iter(await self._ask([command for read in reads for command in read.commands()], ends))
+        rows = []
+        for read in reads:
+            try:
+                rows.append(read.rows([next(replies) for _ in read.distinct]))
+            except _NoReply as exc:
+                self.multiplexer.drop()
+                raise FeatureStoreUnavailable(GARBAGE) from exc
+        for read in reads:
+            if time.monotonic() >= read.style.sample_at:
+                read.style.sample_at = time.monotonic() + SAMPLE_EVERY_S
+                # Beside the reads, which do not wait for it.
+                sample = asyncio.create_task(self._sample(read.hash, read.style, read.distinct[:SAMPLED]))
+                self._samples.add(sample)
+                sample.add_done_callback(self._samples.discard)
+        return rows
 
-        async def read(redis: Redis) -> list[Any]:
-            pipeline = redis.pipeline(transaction=False)
-            for key in keys:
-                pipeline.execute_command("HMGET", key, *plan.fields)
-            # Errors come back in their places: raised, their messages would hold the keys.
-            return await pipeline.execute(raise_on_error=False)
+    def _style(self, hash_: Hash) -> "_Style":
+        style = self._styles.get(hash_)
+        if style is None:
+            style = self._styles[hash_] = _Style()
+        return style
 
-        replies = await self._ask(read, ends - time.monotonic())
-        # A key of another type is its own fault and no other's.
-        usable = [Refusal("Redis refused: WRONGTYPE") if _is_wrong_type(reply) else reply for reply in replies]
-        if error := next((reply for reply in usable if isinstance(reply, RedisError)), None):
-            raise FeatureStoreUnavailable(_reason(error))
-        if len(usable) != len(keys) or not all(_answers(reply, len(plan.fields)) for reply in usable):
-            await self._renew(self.redis)
-            raise FeatureStoreUnavailable("Redis sent something that is not the reply to what was asked")
-        return dict(zip(keys, usable, strict=True))
-
-    async def _ask(self, command: Callable[[Redis], Awaitable[Answer]], timeout_s: float) -> Answer:
-        """Runs `command`, and once more where its connection turns out to be closed; all within `timeout_s`."""
+    async def _sample(self, hash_: Hash, style: "_Style", redis_keys: Sequence[bytes]) -> None:
+        """Decides how the hash is read from now on, by how some of its keys are stored. Changes nothing if it fails."""
+        commands = [command for key in redis_keys for command in (encoding_of(key), length_of(key))]
         try:
-            async with asyncio.timeout(timeout_s):
-                redis = self.redis
-                try:
-                    return await self._run(command, redis)
-                except RedisConnectionError as exc:
-                    # Its sub-classes are refusals (LOADING, NOAUTH), to which asking again is no answer.
-                    if type(exc) is not RedisConnectionError:
-                        raise
-                    await self._renew(redis)
-                    return await self._run(command, self.redis)
-        # ValueError: redis-py takes a malformed MOVED apart while it builds the error.
-        except (RedisError, OSError, TimeoutError, ValueError) as exc:
-            raise FeatureStoreUnavailable(_reason(exc)) from exc
-
-    async def _run(self, command: Callable[[Redis], Awaitable[Answer]], redis: Redis) -> Answer:
-        self._reads[redis] += 1
-        try:
-            return await command(redis)
-        finally:
-            self._reads[redis] -= 1
-            await self._close_unused(redis)
-
-    async def _renew(self, redis: Redis) -> None:
-        """From now on reads take new connections: what else lies unread on the old ones is unknown.
-
-        Not closed under those who still read from them (redis-py then fails in ways of its own): the last one does.
-        """
-        if redis is self.redis:
-            pool = redis.connection_pool
-            self.redis = Redis.from_pool(ConnectionPool(pool.connection_class, **pool.connection_kwargs))
-        await self._close_unused(redis)
-
-    async def _close_unused(self, redis: Redis) -> None:
-        if redis is not self.redis and self._reads[redis] <= 0:
-            del self._reads[redis]
-            await redis.aclose()
+            replies = await self.multiplexer.ask(commands, self.timeout_s)
+        except FeatureStoreUnavailable:
+            return
+        stored = [found for found in zip(replies[::2], replies[1::2], strict=True) if isinstance(found[0], bytes)]
+        if not stored:
+            style.sample_at = time.monotonic() + SAMPLE_AGAIN_S
+            return
+        small = [length for encoding, length in stored if encoding in (b"listpack", b"ziplist")]
+        style.whole = len(small) == len(stored) and len(hash_.fields) >= WHOLE_FROM * max(small)
 
 
-def _is_wrong_type(reply: object) -> bool:
-    return isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE")
+@dataclass(frozen=True)
+class _Read:
+    """One hash of the plan for some entities. redis_keys: one an entity. distinct: the same, each once."""
+
+    hash: Hash
+    redis_keys: Sequence[bytes]
+    distinct: Sequence[bytes]
+    style: _Style
+    whole: bool  # the style may change while the reply is on its way
+
+    def commands(self) -> Iterable[bytes]:
+        return map(self.hash.hgetall if self.whole else self.hash.hmget, self.distinct)
+
+    def rows(self, replies: Sequence[Any]) -> list[Reply | Refusal]:
+        """A reply for every entity. Raises what an error reply means, and _NoReply."""
+        rows = [self._row(reply) for reply in replies]
+        if len(rows) == len(self.redis_keys):
+            return rows
+        of = dict(zip(self.distinct, rows, strict=True))
+        return [of[key] for key in self.redis_keys]
+
+    def _row(self, reply: Any) -> Reply | Refusal:
+        if isinstance(reply, hiredis.ReplyError):
+            error = str(reply)
+            if error.startswith("WRONGTYPE"):
+                # A key of another type is its own fault and no other's.
+                return Refusal("Redis refused: WRONGTYPE")
+            raise reply_error(error)
+        if not isinstance(reply, list):
+            raise _NoReply
+        row = self.style.layouts.pick(self.hash, reply) if self.whole else reply
+        if len(row) != len(self.hash.fields) or not set(map(type, row)) <= BYTES_OR_NOTHING:
+            raise _NoReply
+        return row
 
 
-def _answers(reply: object, fields: int) -> bool:
-    return isinstance(reply, Refusal) or (
-        isinstance(reply, list)
-        and len(reply) == fields
-        and all(value is None or isinstance(value, bytes) for value in reply)
-    )
+class _NoReply(Exception):
+    """Something that is not a reply to what was asked."""
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, for the log; messages of the server are left out, because they may quote keys."""
-    if isinstance(error, TimeoutError | RedisTimeoutError):
-        return "Redis did not answer in time"
-    if type(error) is RedisConnectionError or isinstance(error, OSError):
-        return "Redis closed or refused the connection"
-    code = str(error).split(" ", 1)[0]
-    return f"Redis refused: {code if code.isalpha() and code.isupper() else type(error).__name__}"
+BYTES_OR_NOTHING = {bytes, type(None)}
+
+
+def encoding_of(key: bytes) -> bytes:
+    return b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$%d\r\n%b\r\n" % (len(key), key)
+
+
+def length_of(key: bytes) -> bytes:
+    return b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n" % (len(key), key)

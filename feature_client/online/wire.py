@@ -54,6 +54,19 @@ def entity_value(value: str | int, dtype: str) -> bytes:
     return struct.pack("<II", VALUE_TYPES[dtype], len(payload)) + payload
 
 
+def string_value(text: str) -> bytes:
+    """A serialized Value{string_val}, as Feast stores it. Raises UnicodeEncodeError for lone surrogates."""
+    raw = text.encode()
+    length = len(raw)
+    if length < 0x80:
+        return b"\x12%c%b" % (length, raw)
+    varint = bytearray()
+    while length >= 0x80:
+        varint.append(length & 0x7F | 0x80)
+        length >>= 7
+    return b"\x12%b%c%b" % (bytes(varint), length, raw)
+
+
 def decode(raw: bytes, dtype: str) -> float | str | None:
     """A serialized Value, None where null; timestamps as epoch seconds. Raises WireError."""
     return None if raw in (b"", NULL) else _DECODERS[dtype](raw)

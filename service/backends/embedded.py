@@ -1,20 +1,115 @@
-"""In-process ONNX Runtime."""
+"""In-process ONNX Runtime: on the event loop while a thread would cost more than the inference, else in a thread."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from feature_client.contract import CONTRACT_KEY
 from feature_client.release import graph_file
 from service.backends import BackendUnavailable, Tensors
 
+INLINE_S = 200e-6
+"""What handing an inference to a thread and waking up again costs. A cheaper one runs on the event loop itself, which
+then stands still no longer than that."""
+
 EXPLAINED_ROWS = 4
 """Entities of one run of an explanation graph: it works on coalitions x background rows for each, so more at once are
 no faster (cost grows with rows), but 32 hold 330 MB more memory than 4."""
+
+MEASURED_ROWS = 32
+"""The costs of one row and of so many give those of all other batches, by a straight line."""
+
+MEASURING_S = 0.05
+"""For one batch size: the first runs allocate and find cold caches; the fastest of many is what one costs."""
+
+LEARNING_RATE = 0.05
+"""How much of a new measurement goes into what is expected: a few dozen batches change it, one outlier does not."""
+
+NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+class Cost:
+    """What one run of a graph takes of its thread's time, in seconds: a start, and so much a row.
+
+    The line is measured at load; `drift` follows what is seen later.
+    """
+
+    def __init__(self, start_s: float, row_s: float) -> None:
+        self.start_s = start_s
+        self.row_s = row_s
+        self.drift = 1.0
+
+    @classmethod
+    def of(cls, small: tuple[int, float], large: tuple[int, float]) -> "Cost":
+        """From the seconds of two batch sizes."""
+        row_s = max(large[1] - small[1], 0.0) / (large[0] - small[0])
+        return cls(max(small[1] - small[0] * row_s, 0.0), row_s)
+
+    def expected_s(self, rows: int) -> float:
+        return self.drift * (self.start_s + rows * self.row_s)
+
+    def seen(self, rows: int, seconds: float) -> None:
+        if (line := self.start_s + rows * self.row_s) > 0:
+            self.drift += LEARNING_RATE * (seconds / line - self.drift)
+
+
+class Graph:
+    """A loaded graph with its cost. explains: it gives reasons, and takes EXPLAINED_ROWS at a time."""
+
+    def __init__(self, session: ort.InferenceSession, *, explains: bool) -> None:
+        self.session = session
+        self.explains = explains
+        self.outputs = [output.name for output in session.get_outputs()]
+        self.cost = self._measured()
+
+    def run(self, tensors: Tensors, ends: float) -> Tensors:
+        """Raises TimeoutError where it is not over by `ends` (monotonic), BackendUnavailable."""
+        rows = len(tensors["numeric"])
+        started = time.thread_time()  # not the clock on the wall, which runs on while others have the core
+        if self.explains and rows > EXPLAINED_ROWS:
+            answers = self._in_slices(tensors, rows, ends)
+        else:
+            answers = self._run(tensors, ends)
+        self.cost.seen(rows, time.thread_time() - started)
+        return dict(zip(self.outputs, answers, strict=True))
+
+    def _run(self, tensors: Tensors, ends: float) -> Sequence[npt.NDArray[Any]]:
+        if time.monotonic() >= ends:
+            raise TimeoutError
+        try:
+            answers: Sequence[npt.NDArray[Any]] = self.session.run(self.outputs, tensors)
+        except Exception as exc:  # ONNX Runtime's errors share no base but Exception
+            raise BackendUnavailable(f"ONNX Runtime: {exc}") from exc
+        return answers
+
+    def _in_slices(self, tensors: Tensors, rows: int, ends: float) -> Sequence[npt.NDArray[Any]]:
+        slices = [
+            self._run({name: tensor[start : start + EXPLAINED_ROWS] for name, tensor in tensors.items()}, ends)
+            for start in range(0, rows, EXPLAINED_ROWS)
+        ]
+        return [np.concatenate(parts) for parts in zip(*slices, strict=True)]
+
+    def _measured(self) -> Cost:
+        """Dense networks take the same time for all values: zeros do."""
+        fastest = []
+        for rows in (1, EXPLAINED_ROWS if self.explains else MEASURED_ROWS):
+            tensors = {
+                put.name: np.zeros((rows, *put.shape[1:]), NUMPY_TYPES[put.type]) for put in self.session.get_inputs()
+            }
+            seconds: list[float] = []
+            while len(seconds) < 2 or sum(seconds) < MEASURING_S:
+                started = time.thread_time()
+                self._run(tensors, np.inf)
+                seconds.append(time.thread_time() - started)
+            fastest.append((rows, min(seconds)))
+        return Cost.of(*fastest)
 
 
 class EmbeddedBackend:
@@ -27,52 +122,42 @@ class EmbeddedBackend:
         self.options = ort.SessionOptions()
         self.options.intra_op_num_threads = threads
         self.options.inter_op_num_threads = 1
-        self.sessions: dict[str, ort.InferenceSession] = {}
+        # Threads that spin while they wait take the cores from the event loops.
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.graphs: dict[str, Graph] = {}
         self.scores = ThreadPoolExecutor(1, thread_name_prefix="scores")
         self.explanations = ThreadPoolExecutor(1, thread_name_prefix="explanations")
 
     async def load(self, name: str, directory: Path) -> str:
         path = graph_file(directory)
         try:
-            session = await asyncio.to_thread(
-                ort.InferenceSession, str(path), self.options, providers=["CPUExecutionProvider"]
-            )
+            graph = await asyncio.to_thread(self._open, path, explains=name.endswith(".explain"))
         except Exception as exc:  # ONNX Runtime's errors share no base but Exception
             raise BackendUnavailable(f"{name}: ONNX Runtime cannot load {path.name}: {exc}") from exc
-        self.sessions[name] = session
-        metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        self.graphs[name] = graph
+        metadata: dict[str, str] = graph.session.get_modelmeta().custom_metadata_map
         return metadata.get(CONTRACT_KEY, "")
 
     async def unload(self, name: str) -> None:
-        self.sessions.pop(name, None)
+        self.graphs.pop(name, None)
 
     async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
-        session = self.sessions.get(name)
-        if session is None:
+        graph = self.graphs.get(name)
+        if graph is None:
             raise BackendUnavailable(f"{name} is not loaded")
-        pool = self.explanations if name.endswith(".explain") else self.scores
-        rows = EXPLAINED_ROWS if pool is self.explanations else len(tensors["numeric"])
         ends = time.monotonic() + timeout_s
+        if graph.cost.expected_s(len(tensors["numeric"])) < INLINE_S:
+            return graph.run(tensors, ends)
+        pool = self.explanations if graph.explains else self.scores
         async with asyncio.timeout(timeout_s):
-            return await asyncio.get_running_loop().run_in_executor(pool, _run, session, tensors, rows, ends)
+            return await asyncio.get_running_loop().run_in_executor(pool, graph.run, tensors, ends)
 
     async def close(self) -> None:
-        self.sessions.clear()
+        self.graphs.clear()
         for pool in (self.scores, self.explanations):
             pool.shutdown(wait=True, cancel_futures=True)
 
-
-def _run(session: ort.InferenceSession, tensors: Tensors, rows: int, ends: float) -> Tensors:
-    """Runs `rows` rows at a time, one after the other; none is started after `ends` (monotonic)."""
-    names = [output.name for output in session.get_outputs()]
-    starts = range(0, len(tensors["numeric"]), max(rows, 1))
-    slices = []
-    for start in starts:
-        if time.monotonic() >= ends:
-            raise TimeoutError
-        part = {name: tensor[start : start + rows] for name, tensor in tensors.items()}
-        try:
-            slices.append(session.run(names, part))
-        except Exception as exc:  # ONNX Runtime's errors share no base but Exception
-            raise BackendUnavailable(f"ONNX Runtime: {exc}") from exc
-    return {name: np.concatenate(parts) for name, parts in zip(names, zip(*slices, strict=True), strict=True)}
+    def _open(self, path: Path, *, explains: bool) -> Graph:
+        return Graph(
+            ort.InferenceSession(str(path), self.options, providers=["CPUExecutionProvider"]), explains=explains
+        )

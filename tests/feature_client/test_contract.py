@@ -88,7 +88,7 @@ def test_what_is_no_contract_is_a_contract_error(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format",), 2),
+        (("format",), 3),
         (("schema", "features", 0, "group"), "nowhere"),
         (("schema", "features", 0, "name"), "spend"),
         (("tasks", 0, "eligibility", "feature"), "country"),

@@ -1,46 +1,79 @@
-"""The coalescer: what waits forms the next batch; members leave alone."""
+"""The coalescer: what waits forms the next batch; large members go in slices; members leave alone."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from service.admission import Deadline
+from service import coalescer as module
 from service.coalescer import Coalescer
-from service.errors import DeadlineExceeded
+from service.errors import ClientGone, DeadlineExceeded
+
+
+class Numbers(tuple[int, ...]):
+    """Rows of a request."""
+
+    __slots__ = ()
+
+    def part(self, rows: slice) -> "Numbers":
+        return Numbers(self[rows])
 
 
 class Doubler:
     """Doubles numbers; keeps the batches it saw; can be held."""
 
     def __init__(self, *, held: bool = False) -> None:
-        self.batches: list[list[int]] = []
+        self.batches: list[list[tuple[int, ...]]] = []
         self.gate = asyncio.Event()
         self.started = asyncio.Event()
         if not held:
             self.gate.set()
 
-    async def run(self, items: Sequence[int], seconds: float) -> list[int]:
+    async def run(self, items: Sequence[Numbers], seconds: float) -> list[list[int]]:
         assert seconds > 0
-        self.batches.append(list(items))
+        self.batches.append([tuple(item) for item in items])
         self.started.set()
         await self.gate.wait()
-        return [2 * item for item in items]
+        return [[2 * number for number in item] for item in items]
+
+    def queue(self, *, max_rows: int = 100, slice_rows: int = 100, in_flight: int = 1) -> "Queue":
+        return Coalescer(self.run, max_rows=max_rows, slice_rows=slice_rows, in_flight=in_flight)
 
 
-def in_seconds(seconds: float) -> Deadline:
-    return Deadline.after(seconds)
+Queue = Coalescer[Numbers, list[int]]
+
+
+def stays() -> bool:
+    return False
+
+
+async def ask(queue: Queue, *numbers: int, seconds: float = 5, gone: Callable[[], bool] = stays) -> list[int]:
+    parts = await queue.submit(Numbers(numbers), time.monotonic() + seconds, gone)
+    return [number for part in parts for number in part]
+
+
+async def turns(count: int = 10) -> None:
+    """Lets everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def idle(queue: Queue) -> bool:
+    """Nothing is left of anybody."""
+    return not (queue.waiting or queue.unanswered or queue.running)
 
 
 def test_requests_of_one_tick_are_one_batch_and_each_gets_its_own_answer() -> None:
     async def scenario() -> None:
         doubler = Doubler()
-        coalescer = Coalescer(doubler.run, max_rows=100, in_flight=1)
+        queue = doubler.queue()
 
-        answers = await asyncio.gather(*(coalescer.submit(n, 1, in_seconds(5)) for n in range(10)))
+        answers = await asyncio.gather(*(ask(queue, n) for n in range(10)))
 
-        assert answers == [2 * n for n in range(10)]
-        assert doubler.batches == [list(range(10))]
+        assert answers == [[2 * n] for n in range(10)]
+        assert doubler.batches == [[(n,) for n in range(10)]]
+        assert idle(queue)
 
     asyncio.run(scenario())
 
@@ -48,16 +81,16 @@ def test_requests_of_one_tick_are_one_batch_and_each_gets_its_own_answer() -> No
 def test_what_arrives_while_a_batch_runs_forms_the_next_one() -> None:
     async def scenario() -> None:
         doubler = Doubler(held=True)
-        coalescer = Coalescer(doubler.run, max_rows=100, in_flight=1)
-        first = asyncio.create_task(coalescer.submit(1, 1, in_seconds(5)))
+        queue = doubler.queue()
+        first = asyncio.create_task(ask(queue, 1))
         await doubler.started.wait()
-        later = [asyncio.create_task(coalescer.submit(n, 1, in_seconds(5))) for n in (2, 3)]
-        await asyncio.sleep(0.01)
+        later = [asyncio.create_task(ask(queue, n)) for n in (2, 3)]
+        await turns()
 
-        assert doubler.batches == [[1]]
+        assert doubler.batches == [[(1,)]]
         doubler.gate.set()
-        assert await asyncio.gather(first, *later) == [2, 4, 6]
-        assert doubler.batches == [[1], [2, 3]]
+        assert await asyncio.gather(first, *later) == [[2], [4], [6]]
+        assert doubler.batches == [[(1,)], [(2,), (3,)]]
 
     asyncio.run(scenario())
 
@@ -65,11 +98,79 @@ def test_what_arrives_while_a_batch_runs_forms_the_next_one() -> None:
 def test_a_batch_never_has_more_than_max_rows() -> None:
     async def scenario() -> None:
         doubler = Doubler()
-        coalescer = Coalescer(doubler.run, max_rows=10, in_flight=1)
+        queue = doubler.queue(max_rows=10)
 
-        await asyncio.gather(*(coalescer.submit(n, 4, in_seconds(5)) for n in range(5)))
+        await asyncio.gather(*(ask(queue, n, n, n, n) for n in range(5)))
 
         assert [len(batch) for batch in doubler.batches] == [2, 2, 1]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("rows", [1, 9, 10, 11, 20, 25])
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_large_request_is_answered_in_slices_and_in_its_order(rows: int, in_flight: int) -> None:
+    async def scenario() -> None:
+        doubler = Doubler()
+        queue = doubler.queue(slice_rows=10, in_flight=in_flight)
+
+        assert await ask(queue, *range(rows)) == [2 * n for n in range(rows)]
+        assert [[len(part) for part in batch] for batch in doubler.batches] == [
+            [min(10, rows - first)] for first in range(0, rows, 10)
+        ]
+
+    asyncio.run(scenario())
+
+
+def test_slices_that_overtake_each_other_come_back_in_order() -> None:
+    async def scenario() -> None:
+        gates = {0: asyncio.Event(), 10: asyncio.Event()}
+
+        async def run(items: Sequence[Numbers], seconds: float) -> list[list[int]]:
+            await gates[items[0][0]].wait()
+            return [list(item) for item in items]
+
+        queue: Queue = Coalescer(run, max_rows=100, slice_rows=10, in_flight=2)
+        asked = asyncio.create_task(ask(queue, *range(20)))
+        await turns()
+        gates[10].set()
+        await turns()
+        gates[0].set()
+
+        assert await asked == list(range(20))
+
+    asyncio.run(scenario())
+
+
+def test_one_row_never_waits_for_all_of_a_thousand() -> None:
+    """It is in the next batch that forms, and no batch has more than a slice of the thousand."""
+
+    async def scenario() -> None:
+        doubler = Doubler(held=True)
+        queue = doubler.queue(max_rows=1_024, slice_rows=128, in_flight=2)
+        large = asyncio.create_task(ask(queue, *range(1_000)))
+        await turns()
+        small = asyncio.create_task(ask(queue, -1))
+        await turns()
+        assert [[len(part) for part in batch] for batch in doubler.batches] == [[128], [128]]
+        doubler.gate.set()
+
+        assert await small == [-2]
+        assert [len(part) for part in doubler.batches[2]] == [128, 1]
+        assert await large == [2 * n for n in range(1_000)]
+        assert max(sum(map(len, batch)) for batch in doubler.batches) == 129
+
+    asyncio.run(scenario())
+
+
+def test_large_requests_take_turns() -> None:
+    async def scenario() -> None:
+        doubler = Doubler()
+        queue = doubler.queue(max_rows=10, slice_rows=10)
+
+        await asyncio.gather(ask(queue, *[1] * 30), ask(queue, *[2] * 30))
+
+        assert [batch[0][0] for batch in doubler.batches] == [1, 2, 1, 2, 1, 2]
 
     asyncio.run(scenario())
 
@@ -77,34 +178,115 @@ def test_a_batch_never_has_more_than_max_rows() -> None:
 def test_a_member_whose_deadline_passes_leaves_alone() -> None:
     async def scenario() -> None:
         doubler = Doubler(held=True)
-        coalescer = Coalescer(doubler.run, max_rows=100, in_flight=1)
-        hasty = asyncio.create_task(coalescer.submit(1, 1, in_seconds(0.02)))
-        patient = asyncio.create_task(coalescer.submit(2, 1, in_seconds(5)))
+        queue = doubler.queue()
+        hasty = asyncio.create_task(ask(queue, 1, seconds=0.02))
+        patient = asyncio.create_task(ask(queue, 2))
 
-        with pytest.raises((TimeoutError, DeadlineExceeded)):
+        with pytest.raises(DeadlineExceeded):
             await hasty
+        assert not patient.done()
         doubler.gate.set()
-        assert await patient == 4
+        assert await patient == [4]
 
     asyncio.run(scenario())
 
 
-def test_work_whose_client_has_gone_is_not_started() -> None:
+def test_one_timer_serves_all_deadlines_in_whatever_order_they_come() -> None:
     async def scenario() -> None:
         doubler = Doubler(held=True)
-        coalescer = Coalescer(doubler.run, max_rows=100, in_flight=1)
-        first = asyncio.create_task(coalescer.submit(1, 1, in_seconds(5)))
-        await doubler.started.wait()
-        gone = asyncio.create_task(coalescer.submit(2, 1, in_seconds(5)))
-        stays = asyncio.create_task(coalescer.submit(3, 1, in_seconds(5)))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-        doubler.gate.set()
+        queue = doubler.queue()
+        left: list[int] = []
 
-        assert await first == 2
-        assert await stays == 6
-        assert doubler.batches == [[1], [3]]
+        async def give_up(number: int, seconds: float) -> None:
+            with pytest.raises(DeadlineExceeded):
+                await ask(queue, number, seconds=seconds)
+            left.append(number)
+
+        patient = asyncio.create_task(ask(queue, 9))
+        await asyncio.gather(give_up(3, 0.3), give_up(1, 0.02), give_up(2, 0.16))
+
+        assert left == [1, 2, 3]
+        assert {member.item[0] for member in queue.unanswered} == {9}
+        doubler.gate.set()
+        await patient
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "gone"])
+def test_who_leaves_while_waiting_is_out_of_the_queue_and_never_started(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASK_EVERY_S", 0.01)
+
+    async def scenario() -> None:
+        doubler = Doubler(held=True)
+        queue = doubler.queue()
+        first = asyncio.create_task(ask(queue, 1))
+        await doubler.started.wait()
+        leaver = asyncio.create_task(ask(queue, 2, seconds=0.02 if end == "expired" else 5, gone=lambda: end == "gone"))
+        stayer = asyncio.create_task(ask(queue, 3))
+        await turns()
+        if end == "cancelled":
+            leaver.cancel()
+        [error] = await asyncio.gather(leaver, return_exceptions=True)
+
+        expected = {"cancelled": asyncio.CancelledError, "expired": DeadlineExceeded, "gone": ClientGone}
+        assert isinstance(error, expected[end])
+        assert [member.item for member in queue.waiting] == [(3,)]
+        doubler.gate.set()
+        assert (await first, await stayer) == ([2], [6])
+        assert doubler.batches == [[(1,)], [(3,)]]
+        assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "gone", "error"])
+def test_nothing_more_of_a_sliced_request_is_started_once_it_has_ended(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASK_EVERY_S", 0.01)
+
+    async def scenario() -> None:
+        doubler = Doubler(held=True)
+
+        async def run(items: Sequence[Numbers], seconds: float) -> Sequence[list[int] | Exception]:
+            answers = await doubler.run(items, seconds)
+            return [ConnectionError("down")] * len(answers) if end == "error" else answers
+
+        queue: Queue = Coalescer(run, max_rows=100, slice_rows=10, in_flight=1)
+        large = asyncio.create_task(
+            ask(queue, *range(50), seconds=0.02 if end == "expired" else 5, gone=lambda: end == "gone")
+        )
+        await doubler.started.wait()
+        if end == "cancelled":
+            large.cancel()
+        if end == "error":
+            doubler.gate.set()
+        [error] = await asyncio.gather(large, return_exceptions=True)
+        assert isinstance(error, (asyncio.CancelledError, DeadlineExceeded, ClientGone, ConnectionError))
+        doubler.gate.set()
+        await asyncio.gather(*queue.running)
+        await turns()
+
+        assert doubler.batches == [[tuple(range(10))]]
+        assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_stays_is_asked_seldom_and_one_that_is_answered_soon_never() -> None:
+    async def scenario() -> None:
+        asked: list[int] = []
+        doubler = Doubler()
+
+        def gone() -> bool:
+            asked.append(1)
+            return False
+
+        await asyncio.gather(*(ask(doubler.queue(), n, gone=gone) for n in range(10)))
+        assert asked == []
 
     asyncio.run(scenario())
 
@@ -112,11 +294,27 @@ def test_work_whose_client_has_gone_is_not_started() -> None:
 def test_an_expired_deadline_never_enters_the_queue() -> None:
     async def scenario() -> None:
         doubler = Doubler()
-        coalescer = Coalescer(doubler.run, max_rows=100, in_flight=1)
+        queue = doubler.queue()
 
         with pytest.raises(DeadlineExceeded):
-            await coalescer.submit(1, 1, in_seconds(-1))
-        await asyncio.sleep(0.01)
+            await ask(queue, 1, seconds=-1)
+        await turns()
+        assert doubler.batches == []
+        assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_that_passed_while_the_loop_was_busy_is_not_started() -> None:
+    async def scenario() -> None:
+        doubler = Doubler()
+        queue = doubler.queue()
+        late = asyncio.create_task(ask(queue, 1, seconds=0.005))
+        await asyncio.sleep(0)
+        time.sleep(0.02)  # noqa: ASYNC251  (the loop is what is held up)
+
+        with pytest.raises(DeadlineExceeded):
+            await late
         assert doubler.batches == []
 
     asyncio.run(scenario())
@@ -124,15 +322,29 @@ def test_an_expired_deadline_never_enters_the_queue() -> None:
 
 def test_a_failing_batch_fails_its_members_and_the_next_one_runs() -> None:
     async def scenario() -> None:
-        async def run(items: Sequence[int], seconds: float) -> list[int]:
-            if 1 in items:
+        async def run(items: Sequence[Numbers], seconds: float) -> list[list[int]]:
+            if (1,) in items:
                 raise ConnectionError("down")
-            return list(items)
+            return [list(item) for item in items]
 
-        coalescer = Coalescer(run, max_rows=100, in_flight=1)
+        queue: Queue = Coalescer(run, max_rows=100, slice_rows=100, in_flight=1)
 
         with pytest.raises(ConnectionError):
-            await coalescer.submit(1, 1, in_seconds(5))
-        assert await coalescer.submit(2, 1, in_seconds(5)) == 2
+            await ask(queue, 1)
+        assert await ask(queue, 2) == [2]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_among_the_answers_is_for_its_member_alone() -> None:
+    async def scenario() -> None:
+        async def run(items: Sequence[Numbers], seconds: float) -> list[list[int] | Exception]:
+            return [ConnectionError("down") if item == (1,) else list(item) for item in items]
+
+        queue: Queue = Coalescer(run, max_rows=100, slice_rows=100, in_flight=1)
+
+        bad, good = await asyncio.gather(ask(queue, 1), ask(queue, 2), return_exceptions=True)
+        assert isinstance(bad, ConnectionError)
+        assert good == [2]
 
     asyncio.run(scenario())

@@ -318,7 +318,7 @@ def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_not
             await releases.refresh()
         assert "missing" in str(releases.failure)
         assert releases.served == {}
-        assert backend.sessions == {}
+        assert backend.graphs == {}
         assert releases.metrics.registry.get_sample_value("rapport_reload_failures_total") == 1
 
         shutil.move(tmp_path / "aside", graph)
@@ -326,7 +326,7 @@ def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_not
             await releases.refresh()
             await asyncio.sleep(0.01)
         assert releases.failure is None
-        assert set(backend.sessions) == releases.graphs() == {"engagement.2", "engagement.2.explain"}
+        assert set(backend.graphs) == releases.graphs() == {"engagement.2", "engagement.2.explain"}
 
     asyncio.run(look())
 
@@ -430,7 +430,7 @@ def test_what_is_in_flight_at_sigterm_is_answered(
 
 @contextmanager
 def gateway_process(
-    tmp_path: Path, release: Release, redis_url: str
+    tmp_path: Path, release: Release, redis_url: str, **environment: str
 ) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """`rapport serve` as a process of its own, its log in tmp_path/log."""
     settings = {"RAPPORT_PORT": "0", "RAPPORT_MODELS": str(release.root), "RAPPORT_REDIS": redis_url}
@@ -439,7 +439,7 @@ def gateway_process(
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve"],
             stderr=stderr,
-            env={"PATH": "", "RAPPORT_AS_OF": AS_OF.isoformat(), **settings},
+            env={"PATH": "", "RAPPORT_AS_OF": AS_OF.isoformat(), **settings, **environment},
         )
         try:
             until(lambda: "listening" in log.read_text(), "never listened")

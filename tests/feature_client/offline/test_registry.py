@@ -124,8 +124,7 @@ def test_a_project_of_ones_own_is_compiled_as_it_is_registered(tmp_path: Path) -
         registry.compile_project(tmp_path, "drivers")
 
 
-def test_views_of_different_entities_are_not_one_model(tmp_path: Path) -> None:
-    """Read as one, every key would be one that Feast never wrote: all customers unknown, in silence."""
+def test_a_model_may_read_views_of_several_entities(tmp_path: Path) -> None:
     definitions = DEFINITIONS.replace(
         "service = ",
         """car = Entity(name="car", join_keys=["car_id"], value_type=ValueType.INT64)
@@ -136,7 +135,18 @@ cars = FeatureView(
 service = """,
     ).replace("features=[stats]", "features=[stats, cars]")
 
-    with pytest.raises(SchemaError, match="stats and cars have different join keys"):
+    schema = compiled(tmp_path, 'Field(name="x", dtype=String)', definitions=definitions)
+
+    assert [key.name for key in schema.entity] == ["car_id", "driver_id"]
+    assert schema.join_keys == {"cars": ("car_id",), "stats": ("driver_id",)}
+    assert schema.join_keys_of("cars") == ("car_id",)
+
+
+def test_a_view_without_an_entity_is_refused(tmp_path: Path) -> None:
+    definitions = DEFINITIONS.replace("entities=[driver], ", "").replace('Field(name="driver_id", dtype=Int64), ', "")
+    assert definitions != DEFINITIONS
+
+    with pytest.raises(SchemaError, match="stats: a view without an entity"):
         compiled(tmp_path, 'Field(name="x", dtype=String)', definitions=definitions)
 
 

@@ -1,5 +1,6 @@
 """A small Feast project over every type that a model can read, and the schemas that say the same to us."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,6 +51,19 @@ DEVICES = schema_of(feature("devices", "uses", "int64"), entity=(JoinKey("device
 # Declared against Feast's order: the plan sorts.
 PAIRS = schema_of(
     feature("pairs", "weight", "float64"), entity=(JoinKey("customer_id"), JoinKey("account_id", "int64"))
+)
+# One model over three kinds of entity: what is known of the customer, of the account, and of the two together.
+TOGETHER = replace(
+    schema_of(
+        feature("profile", "score", "float64"),
+        feature("accounts", "balance", "float64"),
+        feature("profile", "visits", "int64"),
+        feature("pairs", "weight", "float64"),
+        feature("orders", "city", "string"),
+        entity=PAIRS.entity,
+        profile="customer_copy",
+    ),
+    join_keys={"profile": ("customer_id",), "orders": ("customer_id",), "accounts": ("account_id",)},
 )
 
 

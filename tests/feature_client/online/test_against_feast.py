@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from redis import Redis
@@ -15,7 +16,7 @@ from feature_client.online.plan import Entity, ReadPlan
 from feature_client.online.redis_reader import RedisReader
 from feature_client.schema import FeatureBatch, FeatureSchema
 from tests import feast_layout
-from tests.feature_client.online.shop import ACCOUNTS, DEVICES, NOW, PAIRS, SHOP
+from tests.feature_client.online.shop import ACCOUNTS, DEVICES, NOW, PAIRS, SHOP, TOGETHER
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -28,6 +29,9 @@ DTYPES = {
     "joined_at": "datetime64[ns, UTC]", "orders": "Int64", "spend": "float64", "balance": "float64", "uses": "Int64",
     "weight": "float64", "event_timestamp": "datetime64[us, UTC]", "device_id": "int32", "account_id": "int64",
 }  # fmt: skip
+
+
+OTHER_PROFILE_FIELDS = {"level": 1, "ratio": 0.5, "active": True, "country": "France", "joined_at": AT}
 
 
 def write(store: "FeatureStore", view: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -166,6 +170,33 @@ def test_two_join_keys_are_one_key_as_feast_sorts_them(
     )
 
     assert ours.numbers[0, 0] == 0.25
+
+
+def test_views_of_several_entities_are_read_together(
+    feast_store: "FeatureStore", redis_url: str, redis: "Redis"
+) -> None:
+    draw = random.Random(3)
+    for customer in ("a", "b"):
+        profile = {"customer_id": customer, "customer_copy": customer, "event_timestamp": AT, "score": draw.random()}
+        write(feast_store, "profile", [{**profile, "visits": draw.randrange(99), **OTHER_PROFILE_FIELDS}])
+        write(feast_store, "pairs", [{"customer_id": customer, "account_id": 3, "event_timestamp": AT, "weight": 0.5}])
+    write(feast_store, "accounts", [{"account_id": n, "event_timestamp": AT, "balance": draw.random()} for n in (3, 4)])
+    rows = [(customer, account) for customer in ("a", "b", "nobody") for account in (3, 4, 5)]
+
+    ours = assert_feast_agrees(
+        feast_store,
+        redis_url,
+        TOGETHER,
+        [{"account_id": str(account), "customer_id": customer} for customer, account in rows],
+        [{"account_id": account, "customer_id": customer} for customer, account in rows],
+    )
+
+    known = ~np.isnan(ours.event_times[:, [TOGETHER.views.index(v) for v in ("profile", "accounts", "pairs")]])
+    assert known.tolist() == [
+        [True, True, True], [True, True, False], [True, False, False],
+        [True, True, True], [True, True, False], [True, False, False],
+        [False, True, False], [False, True, False], [False, False, False],
+    ]  # fmt: skip
 
 
 def test_the_layout_that_tests_write_by_hand_is_feasts_byte_for_byte(

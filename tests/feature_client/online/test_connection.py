@@ -23,6 +23,12 @@ def test_feasts_form_is_read(text: str, host: str, port: int, options: dict[str,
     assert (address.host, address.port, address.options) == (host, port, options)
 
 
+def test_a_unix_socket_has_a_path() -> None:
+    address = parse("unix:/run/redis.sock,db=2")
+
+    assert (address.path, address.options) == ("/run/redis.sock", {"db": 2})
+
+
 @pytest.mark.parametrize(
     ("written", "password"),
     [
@@ -57,6 +63,9 @@ def test_a_password_is_its_text(written: str, password: str) -> None:
         "h:1,ssl=secret",
         'h:1,password="secret"canary"',
         "h:1,retry=secret",
+        "unix:",
+        "unix:relative",
+        "unix:/run/redis.sock,ssl=true",
     ],
 )
 def test_anything_else_is_refused_in_a_sentence_without_its_values(text: str) -> None:

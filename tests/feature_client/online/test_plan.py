@@ -1,11 +1,13 @@
 """What is refused before anything is read, and the bytes of the keys."""
 
+from dataclasses import replace
+
 import mmh3
 import pytest
 
 from feature_client.online.plan import EntityError, ReadPlan
 from feature_client.schema import JoinKey, SchemaError
-from tests.feature_client.online.shop import ACCOUNTS, DEVICES, PAIRS, SHOP, feature, schema_of
+from tests.feature_client.online.shop import ACCOUNTS, DEVICES, PAIRS, SHOP, TOGETHER, feature, schema_of
 
 CUSTOMER = (JoinKey("customer_id"),)
 
@@ -15,15 +17,15 @@ def test_a_key_is_the_bytes_once_seen_in_a_redis_that_feast_wrote() -> None:
     [key] = ReadPlan(schema).keys([{"driver_id": "256"}])
 
     expected = "0100000002000000090000006472697665725f69640400000008000000 0001000000000000".replace(" ", "")
-    assert key.redis_key == bytes.fromhex(expected) + b"shop"
+    assert key.redis_keys[0] == bytes.fromhex(expected) + b"shop"
 
 
 def test_one_read_holds_all_views_with_their_times_and_ids() -> None:
-    plan = ReadPlan(SHOP)
+    [one] = ReadPlan(SHOP).hashes
 
-    assert len(plan.fields) == len(set(plan.fields)) == 10 + 1 + 2
-    assert plan.fields[0] == mmh3.hash("profile:visits").to_bytes(4, "little", signed=True)
-    assert plan.fields[-2:] == (b"_ts:profile", b"_ts:orders")
+    assert len(one.fields) == len(set(one.fields)) == 10 + 1 + 2
+    assert mmh3.hash("profile:visits").to_bytes(4, "little", signed=True) in one.fields
+    assert one.fields[-2:] == (b"_ts:profile", b"_ts:orders")
 
 
 @pytest.mark.parametrize("entity", [{}, {"customer": "c"}, {"customer_id": "c", "account_id": "1"}])
@@ -89,6 +91,25 @@ def test_names_that_share_a_hash_are_refused_by_name() -> None:
     with pytest.raises(SchemaError, match=f"v:{other}") as caught:
         ReadPlan(colliding)
     assert f"v:{name}" in str(caught.value)
+
+
+def test_views_that_share_their_join_keys_are_one_command() -> None:
+    plan = ReadPlan(TOGETHER)
+    [key] = plan.keys([{"customer_id": "c", "account_id": "3"}])
+
+    assert [[view.name for view in one.views] for one in plan.hashes] == [
+        ["profile", "orders"],
+        ["accounts"],
+        ["pairs"],
+    ]
+    assert len(set(key.redis_keys)) == 3
+    assert key.redis_keys[0] == ReadPlan(SHOP).keys([{"customer_id": "c"}])[0].redis_keys[0]
+    assert key.redis_keys[2] == ReadPlan(PAIRS).keys([{"customer_id": "c", "account_id": "3"}])[0].redis_keys[0]
+
+
+def test_join_keys_of_a_view_are_among_the_entitys() -> None:
+    with pytest.raises(SchemaError, match="orders: its join keys are not among customer_id"):
+        replace(SHOP, join_keys={"orders": ("shop_id",)})
 
 
 def test_copies_of_the_id_need_a_single_join_key() -> None:

@@ -1,6 +1,7 @@
 """What a reader does when Redis is down, slow, refuses or answers something else: it says so, in time."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 from redis import Redis
 
@@ -154,7 +156,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(redis: RealRedis, r
 
 def test_a_key_of_another_type_is_an_outage_not_a_value(redis: RealRedis, redis_url: str) -> None:
     [key] = PLAN.keys([{"customer_id": SECRET}])
-    redis.set(key.redis_key, "x")
+    redis.set(key.redis_keys[0], "x")
     put(redis_url, "a", 1)
 
     async def scenario() -> None:
@@ -207,7 +209,7 @@ def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRe
     put(redis_url, "a", 1)
     put(redis_url, "b", 2)
     [key] = PLAN.keys([{"customer_id": "a"}])
-    whole = redis.hgetall(key.redis_key)
+    whole = redis.hgetall(key.redis_keys[0])
 
     async def read() -> FeatureBatch:
         async with reading(redis_url) as reader:
@@ -219,8 +221,8 @@ def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRe
         (feast_layout.field_of("orders", "customer_copy"), {"orders", "city"}),
         (b"_ts:orders", {"orders", "city"}),
     ):
-        redis.hset(key.redis_key, mapping=whole)
-        redis.hset(key.redis_key, damaged, b"\xff\xfe")
+        redis.hset(key.redis_keys[0], mapping=whole)
+        redis.hset(key.redis_keys[0], damaged, b"\xff\xfe")
         batch = asyncio.run(read())
         assert batch.corrupt == {(0, name) for name in corrupt}
         encoded = SCHEMA.encode(batch, NOW)
@@ -231,7 +233,7 @@ def test_damaged_values_are_missing_and_reported_for_their_own_row(redis: RealRe
 def test_values_without_an_event_time_are_no_row(redis: RealRedis, redis_url: str) -> None:
     put(redis_url, "a", 1)
     [key] = PLAN.keys([{"customer_id": "a"}])
-    redis.hdel(key.redis_key, "_ts:orders")
+    redis.hdel(key.redis_keys[0], "_ts:orders")
 
     async def scenario() -> None:
         async with reading(redis_url) as reader:
@@ -268,18 +270,23 @@ class Impostor:
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
         self.reads = 0
+        self.handlers: set[asyncio.Task[Any] | None] = set()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.handlers.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionResetError):
+            await self._answer(reader, writer)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while command := await reader.read(65_536):
-            # redis-py introduces itself first.
             if b"HMGET" in command:
                 self.reads += 1
                 writer.write(self.answer)
                 if not self.answer:
                     break
-            else:
-                writer.write(b"+OK\r\n" * command.count(b"CLIENT"))
-        writer.close()
+            # redis-py introduces itself first, and our reader asks how keys are stored.
+            writer.write(b"+OK\r\n" * command.count(b"CLIENT") + b"$-1\r\n:0\r\n" * command.count(b"OBJECT"))
 
 
 @asynccontextmanager
@@ -292,6 +299,7 @@ async def impostor(answer: bytes) -> AsyncIterator[tuple[Impostor, RedisReader]]
             yield handler, reader
     finally:
         server.close()
+        await asyncio.gather(*filter(None, handler.handlers))
 
 
 VALUE = b"$2\r\n\x20\x07\r\n"
@@ -300,16 +308,16 @@ VALUE = b"$2\r\n\x20\x07\r\n"
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"-LOADING Redis is loading the dataset in memory\r\n", "refused: BusyLoadingError"),
-        (b"-NOAUTH Authentication required.\r\n", "refused: AuthenticationError"),
-        (b"-READONLY You can't write against a read only replica.\r\n", "refused: ReadOnlyError"),
-        (b"-NOPERM this user has no permissions\r\n", "refused: NoPermissionError"),
-        (b"-OOM command not allowed\r\n", "refused: OutOfMemoryError"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "refused: LOADING"),
+        (b"-NOAUTH Authentication required.\r\n", "refused: NOAUTH"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "refused: READONLY"),
+        (b"-NOPERM this user has no permissions\r\n", "refused: NOPERM"),
+        (b"-OOM command not allowed\r\n", "refused: OOM"),
         (b"-MASTERDOWN Link with MASTER is down\r\n", "refused"),
         (b"-MOVED 1234 10.0.0.1:6379\r\n", "refused"),
         (b"-MOVED nonsense\r\n", "refused"),
-        (b"-ERR unknown command 'HMGET', with args beginning with: secret-canary\r\n", "refused: ResponseError"),
-        (b"-secret-canary\r\n", "refused: ResponseError"),
+        (b"-ERR unknown command 'HMGET', with args beginning with: secret-canary\r\n", "refused: "),
+        (b"-secret-canary\r\n", "refused: "),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Redis"),
         (b"\x16\x03\x01\x00\x05hello", "Redis"),
         (b"*3\r\n" + VALUE * 3, "not the reply"),
@@ -322,7 +330,7 @@ VALUE = b"$2\r\n\x20\x07\r\n"
         (b"*4\r\n" + VALUE * 3 + b"-ERR secret-canary\r\n", "not the reply"),
         (b"*4\r\n" + VALUE * 2, "in time"),
         # Not a thousand times more: hiredis makes room for what is announced, and Python walks through it for seconds.
-        (b"*1000000\r\n", "in time"),
+        (b"*1000000\r\n", "not the reply"),
         (b"$500000000\r\nx", "in time"),
         (b"*4\r\n$2\r\n\x20\x07\r\n$2\r\n\x12\x00\r\n$3\r\n\x12\x01x\r\n$2\r\n\x08\x01\r\n", "another entity"),
     ],
@@ -331,7 +339,8 @@ def test_answers_that_are_none_are_outages_asked_for_once(answer: bytes, reason:
     async def scenario() -> None:
         async with impostor(answer) as (server, reader):
             assert reason in await fails(reader, timeout_s=TIMEOUT_S if reason == "in time" else PATIENCE_S)
-            assert server.reads == 1
+            # Somebody else's row is asked for once more on a new connection: it may have been a mix-up on the old one.
+            assert server.reads == (2 if reason == "another entity" else 1)
 
     asyncio.run(scenario())
 
@@ -354,6 +363,95 @@ def test_after_a_wrong_answer_nothing_unread_is_taken_for_the_next_one() -> None
             assert (await fetch(reader, "a")).numbers[0, 0] == 7
             await asyncio.sleep(0.01)
             assert "another entity" in await fails(reader, "b")
-            assert server.reads == 2
+            assert server.reads == 3  # and once more on a new connection, in case it was a mix-up
 
     asyncio.run(scenario())
+
+
+class Liar:
+    """Redis behind a proxy that spoils replies now and then: swapped, short, long, garbage, of another type."""
+
+    def __init__(self, redis: RealRedis, draw: random.Random) -> None:
+        self.redis = redis
+        self.draw = draw
+        self.lies = 0
+        self.handlers: set[asyncio.Task[Any] | None] = set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.handlers.add(asyncio.current_task())
+        commands = hiredis.Reader()
+        with contextlib.suppress(ConnectionResetError):
+            while data := await reader.read(1 << 16):
+                commands.feed(data)
+                replies = []
+                while (command := commands.gets()) is not False:
+                    known = command[0] != b"CLIENT"
+                    replies.append(resp(self.redis.execute_command(*command)) if known else b"+OK\r\n")
+                if len(replies) > 1 and self.draw.random() < 0.5:
+                    replies = self.spoiled(replies)
+                writer.write(b"".join(replies))
+        writer.close()
+
+    def spoiled(self, replies: list[bytes]) -> list[bytes]:
+        self.lies += 1
+        one, other = self.draw.sample(range(len(replies)), 2)
+        match self.draw.randrange(6):
+            case 0:
+                replies[one], replies[other] = replies[other], replies[one]
+            case 1:
+                replies.insert(one, replies[other])
+            case 2:
+                replies[one] = replies[one][: self.draw.randrange(len(replies[one]))]
+            case 3:
+                replies[one] = self.draw.choice(
+                    [b":7\r\n", b"$-1\r\n", b"*0\r\n", b"+OK\r\n", b"-ERR no\r\n", b"*1\r\n:1\r\n"]
+                )
+            case 4:
+                replies[one] = self.draw.randbytes(self.draw.randrange(40))
+            case _:
+                del replies[one]
+        return replies
+
+
+def resp(value: Any) -> bytes:
+    match value:
+        case None:
+            return b"$-1\r\n"
+        case list():
+            return b"*%d\r\n" % len(value) + b"".join(map(resp, value))
+        case dict():
+            return resp([part for pair in value.items() for part in pair])
+        case int():
+            return b":%d\r\n" % value
+        case _:
+            raw = value.encode() if isinstance(value, str) else value
+            return b"$%d\r\n%b\r\n" % (len(raw), raw)
+
+
+def test_a_spoiled_reply_never_becomes_somebodys_value(redis: RealRedis, redis_url: str) -> None:
+    customers = [f"c{number}" for number in range(40)]
+    for number, customer in enumerate(customers):
+        put(redis_url, customer, number)
+
+    async def scenario() -> int:
+        draw = random.Random(17)
+        liar = Liar(redis, draw)
+        server = await asyncio.start_server(liar, "127.0.0.1", 0)
+        right = 0
+        async with reading(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", 0.1) as reader:
+            for _ in range(400):
+                asked = draw.sample(range(40), 4)
+                try:
+                    batch = await reader.fetch(PLAN, keys_of(*(customers[number] for number in asked)), PATIENCE_S)
+                except FeatureStoreUnavailable:
+                    continue
+                for row, number in enumerate(asked):
+                    if row not in batch.refused and (row, "orders") not in batch.corrupt:
+                        assert batch.numbers[row, 0] == number
+                        right += 1
+            server.close()
+        await asyncio.gather(*filter(None, liar.handlers))
+        assert liar.lies > 100
+        return right
+
+    assert asyncio.run(scenario()) > 300

@@ -1,0 +1,107 @@
+"""Measures the rows that were asked for; the last line of stdout is one JSON object with everything."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loadtests.answers import WrongAnswer
+from loadtests.bench import __doc__ as about
+from loadtests.bench.home import PreparationError, home
+from loadtests.bench.lanes import explain, mixed
+from loadtests.bench.load import LoadError, find_wrk
+from loadtests.bench.plan import Plan
+from loadtests.bench.reads import reads
+from loadtests.bench.report import Row, circumstances, document, line
+from loadtests.bench.scaling import batch, customers, models
+from loadtests.bench.servers import ServerError
+from loadtests.bench.start import startup
+from loadtests.bench.tail import tail
+from loadtests.bench.targets import Cores
+from loadtests.bench.throughput import one_client, throughput
+
+ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
+    "throughput": throughput,
+    "one_client": one_client,
+    "tail": tail,
+    "reads": reads,
+    "batch": batch,
+    "customers": customers,
+    "models": models,
+    "startup": startup,
+    "mixed": mixed,
+    "explain": explain,
+}
+PATIENT = {"RAPPORT_DEADLINE_MS": "30000", "RAPPORT_REDIS_TIMEOUT_MS": "30000"}
+"""Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""
+FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError)
+
+
+def main() -> None:
+    options = parse()
+    # So that a run that is ended ends its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    cores = sorted(os.sched_getaffinity(0))
+    results: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    try:
+        find_wrk()
+        with home(options.home, options.base, PATIENT if options.patient else {}) as prepared:
+            plan = Plan(
+                prepared, Cores(cores[0], cores[-1]), options.seconds, options.rounds, options.customers, options.models
+            )
+            facts = circumstances(prepared.redis)
+            for name in options.rows:
+                print(f"bench: {name} ...", file=sys.stderr, flush=True)  # noqa: T201
+                try:
+                    for row in ROWS[name](plan):
+                        results.append({"group": name, **row.as_json()})
+                        say(line(row))
+                except FAULTS as exc:
+                    failed[name] = str(exc)
+                    say(f"{name} FAILED: {exc}")
+    except FAULTS as exc:
+        sys.exit(f"bench: {exc}")
+    asked = {"seconds": options.seconds, "rounds": options.rounds, "rows": options.rows, "patient": options.patient}
+    result = {**facts, **asked, "results": results, "failed": failed}
+    if options.docs is not None:
+        options.docs.write_text(document(result), encoding="utf-8")
+    say(json.dumps(result))
+    sys.exit(1 if failed else 0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--home", type=Path, default=Path(".rapport/bench"), help="made where it is not there")
+    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one load")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
+    parser.add_argument("--base", type=int, default=20_000, help="customers of the data set that is made")
+    parser.add_argument("--customers", type=int, default=1_000_000, help="of the large store")
+    parser.add_argument("--models", type=int, default=50, help="of the large repository")
+    parser.add_argument(
+        "--patient", action="store_true", help="long timeouts, for a machine that is busy with something else"
+    )
+    parser.add_argument("--docs", type=Path, help="a page to (re)write with the results")
+    return parser.parse_args()
+
+
+def names(text: str) -> list[str]:
+    wanted = [name for name in text.split(",") if name]
+    if unknown := sorted(set(wanted) - set(ROWS)):
+        raise argparse.ArgumentTypeError(f"no such rows: {', '.join(unknown)}")
+    return wanted
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What one run of the benchmark was asked for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from loadtests.bench.home import Home
+from loadtests.bench.targets import Cores
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """seconds: of one load. rounds: how often each comparison is repeated. customers, models: of the large ones."""
+
+    home: Home
+    cores: Cores
+    seconds: float
+    rounds: int
+    customers: int
+    models: int
+
+    def interleaved(self, first: Callable[[], Thing], second: Callable[[], Thing]) -> Iterator[tuple[Thing, Thing]]:
+        """Both, side by side in time, a pair a round; who goes first alternates, so that a drift favours nobody."""
+        for number in range(self.rounds):
+            if number % 2 == 0:
+                one = first()
+                yield one, second()
+            else:
+                other = second()
+                yield first(), other
+
+
+def ratios(pairs: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+    return tuple(one / other for one, other in pairs)

@@ -1,0 +1,134 @@
+"""What was measured, as a table, as JSON and as docs/performance.md."""
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+HEAD = """# Performance
+
+What `make bench` measured on one machine; it rewrites this page. Every ratio is between two things measured side by
+side in one run: the figure is the median of the rounds, and the spread between rounds is what the machine adds. The
+gateway runs as it does in production, one worker on one core, with an API key, validation, deadlines, freshness,
+metrics and its log line for every request; its load comes from another core, and Redis may use both. What the rows
+mean and where the marks come from is in `loadtests/bench`.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: the median of `values`, one a round. mark: what it should be at most (or at least); None: only told.
+
+    details: what the figure was computed from, for the JSON. absolute: the gist of that, for people.
+    """
+
+    name: str
+    what: str
+    values: Sequence[float]
+    unit: str
+    mark: float | None = None
+    at_least: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+    absolute: str = ""
+
+    @property
+    def figure(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        if self.mark is None:
+            return None
+        # Written so that NaN is never met.
+        return self.figure >= self.mark if self.at_least else self.figure <= self.mark
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"figure": self.figure, "met": self.met}
+
+
+def absolute(values: Iterable[float], others: Iterable[float], unit: str) -> str:
+    """Medians of both sides of a ratio."""
+    return f"{_short(statistics.median(values))} against {_short(statistics.median(others))} {unit}"
+
+
+def line(row: Row) -> str:
+    """One line of the table."""
+    low, high = min(row.values), max(row.values)
+    mark = "" if row.mark is None else f"{'at least' if row.at_least else 'at most'} {row.mark:g}"
+    verdict = {None: "", True: "met", False: "NOT MET"}[row.met]
+    told = f"{row.what:<84} {row.figure:9.2f} {row.unit:<6} {low:9.2f} ..{high:9.2f}  {mark:<13} {verdict:<8}"
+    return f"{told} {row.absolute}".rstrip()
+
+
+def circumstances(redis_address: str) -> dict[str, Any]:
+    """Where, when and on what was measured."""
+    host, _, port = redis_address.rpartition(":")
+    with Redis(host, int(port)) as redis:
+        redis_version = redis.info("server")["redis_version"]
+    libraries = ("uvicorn", "fastapi", "onnxruntime", "feast", "numpy")
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB",
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "redis": redis_version,
+            **{library: version(library) for library in libraries},
+        },
+    }
+
+
+def document(result: Mapping[str, Any]) -> str:
+    """docs/performance.md."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    lines = [
+        HEAD,
+        f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}.",
+        f"{result['rounds']} rounds of {result['seconds']:g} s. {versions}.\n",
+        "| what | figure | lowest to highest round | mark | | in absolute terms | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["results"]:
+        low, high = min(row["values"]), max(row["values"])
+        mark = "" if row["mark"] is None else f"{'at least' if row['at_least'] else 'at most'} {row['mark']:g}"
+        verdict = {None: "", True: "met", False: "**not met**"}[row["met"]]
+        lines.append(
+            f"| {row['what']} | {row['figure']:.2f} {row['unit']} | {low:.2f} to {high:.2f} | {mark} | {verdict} "
+            f"| {row['absolute']} | `make bench ROWS={row['group']}` |"
+        )
+    lines += [f"\nNot measured: {name} ({reason})." for name, reason in result["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _short(number: float) -> str:
+    """Three digits that say something: 12,345 but 1.23."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        run = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)  # noqa: S603, S607
+        return run.stdout.strip()
+
+    return (
+        f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{' with changes' if git('status', '--porcelain') else ''}"
+    )
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), platform.machine())
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3

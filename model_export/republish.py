@@ -1,0 +1,38 @@
+"""A release once more, under another model's name: the same graphs, golden answers and card, without training."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from feature_client.contract import CONTRACT_KEY
+from feature_client.release import Release, graph_file, read_release, read_routes
+from model_export.publish import Artifacts, PublishError, publish, set_champion
+
+
+def republish(source: Path, target: Path, names: list[str]) -> list[Release]:
+    """The champion of the only model in `source`, in the repository `target`, as the champion of each model in `names`.
+
+    Raises PublishError, ReleaseError, RoutesError.
+    """
+    routes = read_routes(source)
+    if len(routes) != 1:
+        raise PublishError(f"{source} serves {len(routes)} models; only from a repository of one is it clear which")
+    [(model, route)] = routes.items()
+    release = read_release(source, model, route.champion)
+    return [_under_name(release, target, name) for name in names]
+
+
+def _under_name(release: Release, target: Path, name: str) -> Release:
+    contract = replace(release.contract, model=name)
+    with tempfile.TemporaryDirectory() as scratch:
+        score, explain = Path(scratch) / "score.onnx", Path(scratch) / "explain.onnx"
+        for directory, path in ((release.directory, score), (release.explain_directory, explain)):
+            graph = onnx.load(graph_file(directory))
+            # The contract names the model, so its digest is another one.
+            onnx.helper.set_model_props(graph, {CONTRACT_KEY: contract.digest})
+            path.write_bytes(graph.SerializeToString())
+        published = publish(target, contract, Artifacts(score, explain, release.golden, release.card))
+    set_champion(target, name, published.manifest.version)
+    return published

@@ -1,0 +1,157 @@
+"""What a batch goes through: one feature read, one inference, and an answer for every row of it."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from feature_client.clock import Clock, to_iso
+from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
+from feature_client.schema import Encoded, FeatureBatch, Override
+from service.answers import AnswerWriter, withhold
+from service.backends import Backend, Tensors, check_outputs
+from service.errors import DeadlineExceeded
+from service.metrics import Metrics
+from service.protocol import Prediction
+from service.releases import Loaded
+
+NO_OVERRIDES: Mapping[str, Override] = {}
+
+TIMER_S = 0.005
+"""How early a timer may be: event loops count in milliseconds, from when they last looked at the clock."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What one request adds to a batch: entities, a key each and, where there are any, a mapping of overrides each.
+
+    rejects_unknown: the route's policy; such an entity gets no score.
+    """
+
+    entities: Sequence[dict[str, str]]
+    keys: Sequence[EntityKey]
+    overrides: Sequence[Mapping[str, Override]] | None
+    rejects_unknown: bool
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def part(self, rows: slice) -> "Work":
+        overrides = None if self.overrides is None else self.overrides[rows]
+        return Work(self.entities[rows], self.keys[rows], overrides, self.rejects_unknown)
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """What a batch found for one work: one feature snapshot and one run of one graph.
+
+    encoded, outputs: of the whole batch, in which the work's rows begin at `first`. stages: stage -> seconds.
+    """
+
+    as_of: str
+    predictions: list[Prediction]
+    encoded: Encoded
+    outputs: Tensors
+    first: int
+    stages: Mapping[str, float]
+
+
+class Scorer:
+    """Scores batches on one graph of a release: the score graph, or the one that gives reasons as well."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        name: str,
+        reader: FeatureReader,
+        backend: Backend,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.contract = loaded.release.contract
+        self.version = loaded.release.version
+        self.explains = name == loaded.release.explain_name
+        self.plan = loaded.plan
+        self.name = name
+        self.reader = reader
+        self.backend = backend
+        self.clock = clock
+        self.metrics = metrics
+        self.writer = AnswerWriter(self.contract, self.version)
+
+    async def score(self, batch: Sequence[Work], seconds: float) -> list[Scored | Exception]:
+        """Raises what the reader, the backend and the check of outputs raise, and DeadlineExceeded."""
+        started = time.monotonic()
+        ends = started + seconds
+        as_of = self.clock()
+        keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
+        self.metrics.batch("infer", len(keys))
+        stored = await self._fetch(keys, seconds)
+        encoded = self.contract.schema.encode(stored, as_of, _overrides(batch))
+        self.metrics.features(self.contract, encoded, as_of - stored.event_times)
+        read = time.monotonic()
+        try:
+            outputs = await self.backend.infer(self.name, encoded.tensors, max(ends - read, 0.0))
+        except TimeoutError as exc:
+            raise DeadlineExceeded from exc
+        check_outputs(self.name, outputs, self.contract.outputs(len(keys), explained=self.explains))
+        inferred = time.monotonic()
+        stages = {"features": read - started, "infer": inferred - read}
+        answers = self._answers(batch, stored, encoded, outputs, to_iso(as_of), stages)
+        stages["encode"] = time.monotonic() - inferred
+        return answers
+
+    async def _fetch(self, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
+        started = time.monotonic()
+        try:
+            stored = await self.reader.fetch(self.plan, keys, seconds)
+        except FeatureStoreUnavailable as exc:
+            if time.monotonic() - started >= seconds - TIMER_S:
+                # It was the requests' own time that ran out: nothing is known of the store.
+                raise DeadlineExceeded from exc
+            self.metrics.dependency("feature_store", up=False)
+            raise
+        self.metrics.dependency("feature_store", up=True)
+        return stored
+
+    def _answers(
+        self,
+        batch: Sequence[Work],
+        stored: FeatureBatch,
+        encoded: Encoded,
+        outputs: Tensors,
+        as_of: str,
+        stages: Mapping[str, float],
+    ) -> list[Scored | Exception]:
+        entities = [entity for work in batch for entity in work.entities]
+        scores, eligible = outputs["scores"], self.contract.eligible(encoded)
+        predictions = self.writer.predictions(entities, encoded, scores, eligible)
+        answers: list[Scored | Exception] = []
+        answered: list[slice] = []
+        first = 0
+        for work in batch:
+            rows = slice(first, first + len(work.keys))
+            if stored.refused and (reason := stored.refusal(rows)):
+                answers.append(FeatureStoreUnavailable(reason))
+            else:
+                if work.rejects_unknown:
+                    for row in (first + encoded.unknown[rows].nonzero()[0]).tolist():
+                        withhold(predictions[row])
+                        eligible[row] = False
+                answers.append(Scored(as_of, predictions[rows], encoded, outputs, first, stages))
+                answered.append(rows)
+            first = rows.stop
+        if len(answered) < len(batch):
+            kept = np.concatenate([np.arange(rows.start, rows.stop) for rows in answered] or [np.arange(0)])
+            predictions = [predictions[row] for row in kept.tolist()]
+            scores, eligible = scores[kept], eligible[kept]
+        statuses = [prediction.status for prediction in predictions]
+        self.metrics.predictions(self.contract, self.version, statuses, scores, eligible)
+        return answers
+
+
+def _overrides(batch: Sequence[Work]) -> Sequence[Mapping[str, Override]] | None:
+    """One mapping a row; None where no row has any, as most have not."""
+    if all(work.overrides is None for work in batch):
+        return None
+    return [values for work in batch for values in (work.overrides or itertools.repeat(NO_OVERRIDES, len(work)))]

@@ -1,0 +1,74 @@
+"""`make bench` as it runs, but short: every row is measured on the real gateway, and none of its answers is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests.bench.load import LoadError, find_wrk
+from tests.e2e.conftest import CUSTOMERS, Visitor
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 600
+
+
+@pytest.fixture(scope="module")
+def home(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the visitor built, for a bench of its own. Its store writes nothing any more, so its file can be copied."""
+    try:
+        find_wrk()
+    except LoadError as exc:
+        pytest.skip(str(exc))
+    home = tmp_path_factory.mktemp("bench")
+    shutil.copytree(visitor.workspace.root, home / "generated")
+    return home
+
+
+def bench(home: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "loadtests.bench", "--home", str(home), "--base", str(CUSTOMERS), "--patient"]
+    return subprocess.run(
+        [*command, "--seconds", "1", "--rounds", "1", *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+
+
+def measured(run: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any]]:
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert result["failed"] == {}
+    return {row["name"]: row for row in result["results"]}
+
+
+def test_every_row_is_measured(home: Path, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    rows = measured(bench(home, "--models", "3", "--customers", "1200", "--docs", str(page)))
+
+    assert set(rows) >= {
+        "throughput_64", "one_client_cpu", "one_client_p50", "tail_rapport", "read_single", "read_batch",
+        "read_300_features", "batch_1000", "customers", "models", "startup_s", "resident_mib", "mixed", "explain",
+    }  # fmt: skip
+    for name, row in rows.items():
+        assert row["figure"] > 0, name
+        assert row["values"], name
+        assert row["what"] in page.read_text()
+    # Not all: some have no event before the data set's instant.
+    assert rows["read_single"]["details"]["compared"] > 0.9 * CUSTOMERS
+    assert 1_000 < rows["customers"]["details"]["customers"] < 1_400
+
+
+def test_a_store_that_lost_its_customers_is_no_figure(home: Path, tmp_path: Path) -> None:
+    """Then every answer is made of defaults, faster than a right one."""
+    emptied = shutil.copytree(home, tmp_path / "emptied")
+    file = emptied / "generated" / "redis" / "appendonly.aof"
+    file.write_bytes(b"*3\r\n$3\r\nSET\r\n$5\r\nother\r\n$1\r\n1\r\n")
+
+    run = bench(Path(emptied), "--rows", "one_client")
+
+    assert run.returncode == 1
+    [(name, reason)] = json.loads(run.stdout.splitlines()[-1])["failed"].items()
+    assert name == "one_client"
+    assert "status 'unknown_entity', not one of ok" in reason

@@ -1,0 +1,64 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from feature_client.contract import CONTRACT_KEY
+from feature_client.release import Release, ReleaseError, graph_file, read_release, read_routes
+from model_export.export import EXPLAIN_OUTPUTS
+from model_export.publish import PublishError, set_champion
+from model_export.republish import republish
+from model_export.verify import Session
+from tests.model_export.test_publish import publish_again
+
+
+def test_the_champion_is_published_under_other_names(pristine: Release, tmp_path: Path) -> None:
+    published = republish(pristine.root, tmp_path, ["engagement", "second"])
+
+    assert [release.name for release in published] == ["engagement.1", "second.1"]
+    assert {model: route.champion for model, route in read_routes(tmp_path).items()} == {"engagement": 1, "second": 1}
+    second = read_release(tmp_path, "second", 1)
+    assert second.contract == replace(pristine.contract, model="second")
+    assert read_release(tmp_path, "engagement", 1).contract.digest == pristine.contract.digest
+    for directory in (second.directory, second.explain_directory):
+        [noted] = [entry for entry in onnx.load(graph_file(directory)).metadata_props if entry.key == CONTRACT_KEY]
+        assert noted.value == second.contract.digest != pristine.contract.digest
+
+
+def test_it_gives_the_same_answers(pristine: Release, tmp_path: Path) -> None:
+    [copy] = republish(pristine.root, tmp_path, ["copy"])
+
+    with np.load(copy.golden, allow_pickle=False) as golden:
+        answers = Session(graph_file(copy.explain_directory), EXPLAIN_OUTPUTS).run(
+            golden["numeric"], golden["categorical"]
+        )
+        for output in EXPLAIN_OUTPUTS:
+            np.testing.assert_array_equal(answers[output], golden[output])
+
+
+def test_it_is_the_champion_and_not_the_newest(release: Release, tmp_path: Path) -> None:
+    release.card.write_text("not the champion's")
+    newest = publish_again(release)
+    assert newest.version == "2"
+
+    set_champion(release.root, "engagement", 2)
+    republish(release.root, tmp_path, ["copy"])
+    set_champion(release.root, "engagement", 1)
+
+    # The first release is damaged by now, so asking for it fails: the route was read, and not the newest taken.
+    with pytest.raises(ReleaseError, match=r"card\.md is damaged"):
+        republish(release.root, tmp_path, ["copy"])
+
+
+def test_a_repository_of_several_models_is_refused(release: Release, tmp_path: Path) -> None:
+    republish(release.root, release.root, ["second"])
+
+    with pytest.raises(PublishError, match="serves 2 models"):
+        republish(release.root, tmp_path, ["third"])
+
+
+def test_a_name_that_is_none_is_refused(pristine: Release, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="model name 'Second!'"):
+        republish(pristine.root, tmp_path, ["Second!"])
