@@ -57,11 +57,12 @@ class StrictCheck:
         batch = await self.reader.fetch(self.plan, list(rows.values()), self.timeout_s)
         found = []
         for at, row in enumerate(rows):
+            if at in batch.refused:  # such as a row that says it is another entity's
+                found.append(Difference("(a whole row)", row, "an answer", batch.refused[at]))
+                continue
             for name, theirs, ours in self._pairs(answer, row, batch, at):
                 if not _same(theirs, ours):
                     found.append(Difference(name, row, repr(theirs), repr(ours)))
-            if at in batch.refused:
-                found.append(Difference("(every feature)", row, "an answer", batch.refused[at]))
         return found
 
     def _pairs(self, answer: Answer, row: int, batch: FeatureBatch, at: int) -> list[tuple[str, Any, Any]]:

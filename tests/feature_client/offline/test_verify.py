@@ -27,6 +27,7 @@ KEYS = {"driver": "Int64", "city": "String"}
 TYPES = {"count": "Int64", "ratio": "Float64", "home": "String", "at": "UnixTimestamp"}
 STATS = View("stats", ["driver"], TYPES, by_rows=False)
 PAIRS = View("pairs", ["driver", "city"], {"tags": "Array(String)", "weight": "Float64"}, by_rows=False)
+PLACES = View("places", ["city", "driver"], {"visits": "Int64"}, by_rows=False)
 WORLD = View("world", [], {"holiday": "Bool"}, by_rows=False)
 
 
@@ -41,8 +42,8 @@ def redis(redis_url: str) -> Any:
 @pytest.fixture
 def store(tmp_path: Path, redis_url: str, redis: "Redis") -> "FeatureStore":
     store = store_at(tmp_path, redis_url, "live")
-    stats, pairs, world = (feature_view(tmp_path, view, KEYS) for view in (STATS, PAIRS, WORLD))
-    for column in stats.features:
+    stats, pairs, places, world = (feature_view(tmp_path, view, KEYS) for view in (STATS, PAIRS, PLACES, WORLD))
+    for column in (*stats.features, *places.features):
         column.tags = {"nullable": "true"}
     guest = stats[["count"]].with_name("guest").with_join_key_map({"driver": "guest"})
     host = stats[["ratio"]].with_name("host")
@@ -51,9 +52,11 @@ def store(tmp_path: Path, redis_url: str, redis: "Redis") -> "FeatureStore":
             *(entity(key, dtype) for key, dtype in KEYS.items()),
             stats,
             pairs,
+            places,
             world,
             FeatureService(name="model", features=[stats]),
             FeatureService(name="all", features=[stats, pairs]),
+            FeatureService(name="both", features=[stats, places]),
             FeatureService(name="aliases", features=[host, guest]),
             FeatureService(name="world", features=[world]),
         ]
@@ -92,6 +95,35 @@ def test_several_kinds_of_entities_are_all_sampled(store: "FeatureStore") -> Non
     assert report.entities == 50 + 20
     assert report.statuses["present"] > 70 * 3
     assert "no model's input" in report.strict
+
+
+def test_a_model_of_several_kinds_of_entities_is_verified_strictly_too(store: "FeatureStore") -> None:
+    visits = {"city": "Łódź", "event_timestamp": AT, "visits": 5}
+    write(store, PLACES, KEYS, [{**visits, "driver": number} for number in range(50, 70)])
+
+    report = verify.verify(store, "both", sample=200)
+
+    assert report.different == []
+    assert (report.entities, report.strict_values) == (60 + 20 + 20, 100 * 5)
+    assert report.statuses["missing"] > 0
+
+
+def test_a_row_that_says_it_is_another_entitys_is_named(store: "FeatureStore", redis: "Redis", tmp_path: Path) -> None:
+    """Feast shows somebody else's features; the gateway refuses."""
+    view = View("owned", ["city"], {"copy": "String", "n": "Int64"}, by_rows=False)
+    owned = feature_view(tmp_path, view, KEYS)
+    for column in owned.features:
+        column.tags = {"role": "entity_id"} if column.name == "copy" else {"nullable": "true"}
+    store.apply([entity("city", "String"), owned, FeatureService(name="owned", features=[owned])])
+    rows = [{"city": name, "copy": name, "n": 1, "event_timestamp": AT} for name in ("Łódź", "Gdynia")]
+    write(store, view, KEYS, rows)
+    assert verify.verify(store, "owned").different == []
+
+    write(store, view, KEYS, [{**rows[0], "copy": "Gdynia", "event_timestamp": AT + timedelta(seconds=1)}])
+    report = verify.verify(store, "owned")
+
+    assert report.different == ["(a whole row)"]
+    assert "belongs to another entity" in str(report.strict_differences[0])
 
 
 def test_aliases_are_verified_by_live_entities(store: "FeatureStore") -> None:
