@@ -100,7 +100,7 @@ def require_verified(version: str) -> None:
     if ".".join(version.split(".")[:2]) not in VERIFIED_FEAST:
         raise CompatError(
             f"Feast {version} has not been verified against ours ({', '.join(VERIFIED_FEAST)} have); "
-            "--allow-unverified compares all the same"
+            "`rapport features verify --allow-unverified` compares all the same"
         )
 
 
