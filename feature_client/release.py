@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -50,15 +51,15 @@ class Release:
     manifest: Manifest
     contract: Contract
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.manifest.model}.{self.manifest.version}"
 
-    @property
+    @cached_property
     def version(self) -> str:
         return str(self.manifest.version)
 
-    @property
+    @cached_property
     def explain_name(self) -> str:
         return f"{self.name}.explain"
 

@@ -94,6 +94,7 @@ class HistogramTally(Tally, Histogram):
     def _metric_init(self) -> None:
         super()._metric_init()
         self.bounds = tuple(self._upper_bounds)  # +Inf is the last
+        self.edges = np.array(self.bounds)
         self.counts = [0] * len(self.bounds)
         self.total = 0.0
         self._written = self.counts.copy(), self.total
@@ -107,7 +108,7 @@ class HistogramTally(Tally, Histogram):
             for amount in amounts:
                 self.observe(amount)
             return
-        places = np.searchsorted(self.bounds, amounts)  # as bisect_left does
+        places = self.edges.searchsorted(np.array(amounts))  # as bisect_left does
         self.add(np.bincount(places, minlength=len(self.bounds)).tolist(), sum(amounts))
 
     def add(self, counts: Sequence[int], total: float) -> None:
@@ -143,7 +144,7 @@ def observe_columns(columns: Sequence[HistogramTally], values: npt.NDArray[np.fl
         return
     # As bisect_left does; NaN sorts behind +Inf, into a slot of its own that nobody reads.
     slots = len(columns[0].bounds) + 1
-    places = np.searchsorted(columns[0].bounds, values) + np.arange(0, slots * len(columns), slots)
+    places = columns[0].edges.searchsorted(values) + np.arange(0, slots * len(columns), slots)
     counts = np.bincount(places.ravel(), minlength=slots * len(columns)).reshape(-1, slots)[:, :-1]
     totals = np.add.reduce(values, axis=0, dtype=np.float64, where=~np.isnan(values))
     for column, counted, total in zip(columns, counts.tolist(), totals.tolist(), strict=True):

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import hiredis
@@ -40,22 +41,22 @@ class _Layouts:
     """Where the fields of a hash are in replies that hold all of it: rows that were written alike have one layout."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[bytes, ...], Callable[[Sequence[bytes]], Sequence[bytes | None]]] = {}
+        self.known: dict[tuple[bytes, ...], Picker] = {}
 
-    def pick(self, hash_: Hash, reply: Sequence[bytes]) -> Sequence[bytes | None]:
-        """reply: names and values in turns. Returns the values of `hash_.fields`. Raises _NoReply."""
-        try:
-            names = tuple(reply[::2])
-            if names not in self.known:
-                if len(self.known) >= MAX_LAYOUTS:
-                    self.known.clear()
-                self.known[names] = _picker(names, hash_.fields)
-            return self.known[names](reply)
-        except (TypeError, IndexError) as exc:  # names that are none, a name without a value
-            raise _NoReply from exc
+    def picker(self, hash_: Hash, names: tuple[bytes, ...]) -> "Picker":
+        """Picks the values of `hash_.fields` from a reply of names and values in turns."""
+        found = self.known.get(names)
+        if found is None:
+            if len(self.known) >= MAX_LAYOUTS:
+                self.known.clear()
+            found = self.known[names] = _picker(names, hash_.fields)
+        return found
 
 
-def _picker(names: Sequence[bytes], fields: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes | None]]:
+Picker = Callable[[Sequence[bytes]], Sequence[bytes | None]]
+
+
+def _picker(names: Sequence[bytes], fields: Sequence[bytes]) -> Picker:
     at = {name: 2 * position + 1 for position, name in enumerate(names)}
     if len(fields) > 1 and all(field in at for field in fields):
         return itemgetter(*(at[field] for field in fields))
@@ -191,32 +192,38 @@ class _Read:
 
     def rows(self, replies: Sequence[Any]) -> list[Reply | Refusal]:
         """A reply for every entity. Raises what an error reply means, and _NoReply."""
-        rows = [self._row(reply) for reply in replies]
+        rows: list[Reply | Refusal] = [self._row(reply) for reply in replies]
+        if not set(map(type, chain.from_iterable(row for row in rows if type(row) is not Refusal))) <= USUAL:  # type: ignore[misc]
+            raise _NoReply
         if len(rows) == len(self.redis_keys):
             return rows
         of = dict(zip(self.distinct, rows, strict=True))
         return [of[key] for key in self.redis_keys]
 
     def _row(self, reply: Any) -> Reply | Refusal:
-        if isinstance(reply, hiredis.ReplyError):
-            error = str(reply)
-            if error.startswith("WRONGTYPE"):
-                # A key of another type is its own fault and no other's.
-                return Refusal("Redis refused: WRONGTYPE")
-            raise reply_error(error)
-        if not isinstance(reply, list):
+        if type(reply) is not list:
+            if not isinstance(reply, hiredis.ReplyError):
+                raise _NoReply
+            if not str(reply).startswith("WRONGTYPE"):
+                raise reply_error(str(reply))
+            # A key of another type is its own fault and no other's.
+            return Refusal("Redis refused: WRONGTYPE")
+        if self.whole:
+            try:
+                reply = self.style.layouts.picker(self.hash, tuple(reply[::2]))(reply)
+            except (TypeError, IndexError) as exc:  # names that are none, a name without a value
+                raise _NoReply from exc
+        if len(reply) != len(self.hash.fields):
             raise _NoReply
-        row = self.style.layouts.pick(self.hash, reply) if self.whole else reply
-        if len(row) != len(self.hash.fields) or not set(map(type, row)) <= BYTES_OR_NOTHING:
-            raise _NoReply
-        return row
+        return cast("Reply", reply)
 
 
 class _NoReply(Exception):
     """Something that is not a reply to what was asked."""
 
 
-BYTES_OR_NOTHING = {bytes, type(None)}
+USUAL = {bytes, type(None)}
+"""What a reply may hold."""
 
 
 def encoding_of(key: bytes) -> bytes:
