@@ -19,15 +19,18 @@ from loadtests.bench.reads import reads
 from loadtests.bench.report import Row, circumstances, document, line
 from loadtests.bench.scaling import batch, customers, models
 from loadtests.bench.servers import ServerError
+from loadtests.bench.stages import stages
 from loadtests.bench.start import startup
 from loadtests.bench.tail import tail
 from loadtests.bench.targets import Cores
-from loadtests.bench.throughput import one_client, throughput
+from loadtests.bench.throughput import floor, one_client, throughput
 from loadtests.peers.rows import PEER_ROWS
 
 ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
     "throughput": throughput,
+    "floor": floor,
     "one_client": one_client,
+    "stages": stages,
     "tail": tail,
     "reads": reads,
     "batch": batch,

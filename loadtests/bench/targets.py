@@ -94,15 +94,15 @@ def gateway(
 
 
 @contextmanager
-def empty(home: Home, cores: Cores) -> Iterator[Target]:
-    """The yardstick on uvicorn with the gateway's options, warm."""
+def empty(home: Home, cores: Cores, name: str = "empty") -> Iterator[Target]:
+    """The yardstick (or `bare`, the floor) on uvicorn with the gateway's options, warm."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = ["--port", str(port), "--no-access-log", "--no-server-header", "--log-level", "warning"]
     options += ["--timeout-keep-alive", "30", "--backlog", "2048"]
-    command = [sys.executable, "-m", "uvicorn", "loadtests.bench.empty:app", *options]
+    command = [sys.executable, "-m", "uvicorn", f"loadtests.bench.{name}:app", *options]
     with server(command, {}, f"{url}/readyz", cores.server) as process:
-        target = Target("empty", url, process, None, cores.client)
+        target = Target(name, url, process, None, cores.client)
         target.drive(bodies_of(home, home.customers), 16, WARM_UP_S)
         yield target
 

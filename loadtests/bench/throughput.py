@@ -33,6 +33,8 @@ def throughput(plan: Plan) -> Iterator[Row]:
                 details={
                     "requests_per_s": [round(one.load.requests_per_s, 1) for one, _ in pairs],
                     "empty_requests_per_s": [round(other.load.requests_per_s, 1) for _, other in pairs],
+                    "cpu_us": [one.cpu_us for one, _ in pairs],
+                    "empty_cpu_us": [other.cpu_us for _, other in pairs],
                     "p50_ms": [one.load.p50_ms for one, _ in pairs],
                     "p99_ms": [one.load.p99_ms for one, _ in pairs],
                     "empty_p99_ms": [other.load.p99_ms for _, other in pairs],
@@ -72,4 +74,24 @@ def one_client(plan: Plan) -> Iterator[Row]:
         mark=2.5,
         details=details,
         absolute=absolute([one.load.p50_ms for one, _ in pairs], [other.load.p50_ms for _, other in pairs], "ms"),
+    )
+
+
+def floor(plan: Plan) -> Iterator[Row]:
+    """What uvicorn itself leaves room for: a bare ASGI application that does nothing, over the empty endpoint."""
+    bodies = bodies_of(plan.home, plan.home.customers)
+    with empty(plan.home, plan.cores, "bare") as bare, empty(plan.home, plan.cores) as yardstick:
+        pairs = list(
+            plan.interleaved(
+                partial(bare.drive, bodies, MARKED, plan.seconds),
+                partial(yardstick.drive, bodies, MARKED, plan.seconds),
+            )
+        )
+    yield Row(
+        "floor",
+        f"throughput of bare ASGI that does nothing, {MARKED} clients, against the empty endpoint",
+        ratios([(one.load.requests_per_s, other.load.requests_per_s) for one, other in pairs]),
+        "times",
+        details={"cpu_us": [one.cpu_us for one, _ in pairs], "empty_cpu_us": [other.cpu_us for _, other in pairs]},
+        absolute=absolute([one.cpu_us for one, _ in pairs], [other.cpu_us for _, other in pairs], "us of CPU"),
     )
