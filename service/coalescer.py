@@ -22,6 +22,10 @@ ASK_EVERY_S = 0.1
 """A member older than this is asked whether its client has gone. Most are answered sooner and cost no question."""
 
 
+SETTLING_TICKS = 8
+"""Turns of the event loop that a batch waits for those who still come; a batch of one waits for a single one."""
+
+
 class Rows(Protocol):
     """What a request brings: some rows, of which a part may be taken."""
 
@@ -105,10 +109,16 @@ class Coalescer(Generic[Item, Result]):
             self.unanswered.discard(member)
 
     def _start_soon(self) -> None:
-        """One tick later, so that everything the loop has read by now joins the same batch."""
         if not self.starts_soon:
             self.starts_soon = True
-            asyncio.get_running_loop().call_soon(self._start)
+            asyncio.get_running_loop().call_soon(self._settle, len(self.waiting), SETTLING_TICKS)
+
+    def _settle(self, seen: int, ticks: int) -> None:
+        """Starts once a tick of the event loop brought nobody: all that the loop reads in one go joins one batch."""
+        if len(self.waiting) > seen and ticks > 0:
+            asyncio.get_running_loop().call_soon(self._settle, len(self.waiting), ticks - 1)
+        else:
+            self._start()
 
     def _start(self) -> None:
         self.starts_soon = False

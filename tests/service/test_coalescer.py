@@ -87,6 +87,24 @@ def test_requests_of_one_tick_are_one_batch_and_each_gets_its_own_answer() -> No
     asyncio.run(scenario())
 
 
+def test_those_who_come_in_the_next_turns_of_the_loop_join_and_it_does_not_wait_for_ever() -> None:
+    async def scenario() -> None:
+        doubler = Doubler()
+        queue = doubler.queue()
+
+        async def late(number: int) -> list[int]:
+            await turns(number)
+            return await ask(queue, number)
+
+        await asyncio.gather(*(late(n) for n in range(40)))
+
+        assert doubler.batches[0][:3] == [(0,), (1,), (2,)]
+        assert 1 < len(doubler.batches[0]) <= module.SETTLING_TICKS + 2
+        assert len(doubler.batches) > 2
+
+    asyncio.run(scenario())
+
+
 def test_what_arrives_while_a_batch_runs_forms_the_next_one() -> None:
     async def scenario() -> None:
         doubler = Doubler(held=True)
