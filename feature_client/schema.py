@@ -243,7 +243,8 @@ class FeatureSchema:
         value in the feature's unit (null: as if missing). Raises OverrideError.
         """
         rows = len(batch)
-        instant = np.asarray(as_of, dtype=np.float64).reshape(-1, 1)  # [1 or rows, 1]
+        # One instant, or one a row: [rows, 1].
+        instant = as_of if isinstance(as_of, float) else np.asarray(as_of, dtype=np.float64).reshape(-1, 1)
         age = instant - batch.event_times  # [rows, views]
         nothing: BoolArray = np.zeros((rows, len(self.features)), dtype=bool)
         # NaN (no row) compares false both ways: an absent view is missing, not stale.
@@ -251,22 +252,23 @@ class FeatureSchema:
         stale: BoolArray = nothing if fresh else self._stale(age)
         drop = nothing if fresh else stale & self._dropped_when_stale
 
-        numeric = self._numeric(batch, instant)
+        numeric, not_a_number = self._numeric(batch, instant)
         categorical = self._categorical(batch)
+        # A number that is there but no input (beyond float32, an event after `as_of`) is no null, nullable or not.
+        unusable = np.count_nonzero(not_a_number) > np.count_nonzero(np.isnan(batch.numbers))
+        missing = np.empty_like(nothing)
+        missing[:, self._numeric_at] = not_a_number
+        missing[:, self._categorical_at] = categorical == MISSING
+        defaulted = missing & self._not_nullable
+        if unusable:
+            defaulted[:, self._stored_numbers_at] |= missing[:, self._stored_numbers_at] & ~np.isnan(batch.numbers)
+        absent = np.isnan(batch.event_times)
         if not fresh:
             numeric[drop[:, self._numeric_at]] = np.nan
             categorical[drop[:, self._categorical_at]] = MISSING
-        missing = np.empty_like(nothing)
-        missing[:, self._numeric_at] = np.isnan(numeric)
-        missing[:, self._categorical_at] = categorical == MISSING
-        defaulted = missing & self._not_nullable
-        # A number that is there but no input (beyond float32, an event after `as_of`) is no null, nullable or not.
-        defaulted[:, self._stored_numbers_at] |= missing[:, self._stored_numbers_at] & ~np.isnan(batch.numbers)
-        absent = np.isnan(batch.event_times)
-        if not fresh:
-            defaulted &= ~drop
             # A null of a nullable feature means something only where the view has a row.
             defaulted[:, self._stored_at] |= missing[:, self._stored_at] & absent[:, self._view_of]
+            defaulted &= ~drop
         for row, name in batch.corrupt:
             defaulted[row, self._position[name]] = not drop[row, self._position[name]]
 
@@ -379,7 +381,8 @@ class FeatureSchema:
         stale[:, self._stored_at] = (of_feature > self._max_age) | (of_feature < -CLOCK_TOLERANCE_S)
         return stale
 
-    def _numeric(self, batch: FeatureBatch, instant: FloatArray) -> npt.NDArray[np.float32]:
+    def _numeric(self, batch: FeatureBatch, instant: float | FloatArray) -> tuple[npt.NDArray[np.float32], BoolArray]:
+        """The tensor, NaN where there is no number, and where that is."""
         columns = np.empty((len(batch), len(self.numeric)), dtype=np.float64)
         source, target = self._sources["numeric"]
         columns[:, target] = batch.numbers[:, source]
@@ -389,11 +392,12 @@ class FeatureSchema:
             # Later than `as_of` beyond what clocks may differ is an error in the data, not a fresh event.
             columns[:, target] = np.where(seconds < -CLOCK_TOLERANCE_S, np.nan, np.maximum(seconds, 0.0) / DAY_S)
         for position, name in self._calendar:
-            columns[:, position] = CALENDAR[name](instant[:, 0])
+            columns[:, position] = CALENDAR[name](instant if isinstance(instant, float) else instant[:, 0])
         with np.errstate(over="ignore"):
             numeric = columns.astype(np.float32)
-        numeric[~np.isfinite(numeric)] = np.nan
-        return numeric
+        not_a_number = ~np.isfinite(numeric)
+        numeric[not_a_number] = np.nan
+        return numeric, not_a_number
 
     def _categorical(self, batch: FeatureBatch) -> npt.NDArray[np.int64]:
         indices = np.empty((len(batch), len(self.categorical)), dtype=np.int64)

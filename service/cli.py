@@ -128,9 +128,34 @@ def features_apply(workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = D
 def features_compile(
     repo: Annotated[Path, typer.Argument(help="A Feast project of your own: the folder with feature_store.yaml.")],
     service: Annotated[str, typer.Argument(help="Its feature service.")],
+    compat: Annotated[bool, typer.Option("--compat", help="A plan for compat mode instead.")] = False,  # noqa: FBT002  (Typer's way to say a flag)
 ) -> None:
     """Print the feature schema of your own Feast project, as it is registered, as JSON."""
-    sys.stdout.buffer.write(_offline("registry").compile_project(repo, service))
+    module = "compat_registry" if compat else "registry"
+    sys.stdout.buffer.write(_offline(module).compile_project(repo, service))
+
+
+@features.command("verify")
+def features_verify(
+    repo: Annotated[Path | None, typer.Argument(help="A Feast project of your own. Default: the workspace's.")] = None,
+    service: Annotated[str | None, typer.Argument(help="Its feature service.")] = None,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    redis: Redis = DEFAULT_REDIS,
+    sample: Annotated[int, typer.Option(min=1, help="Live entities to read.")] = 1_000,
+    allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help="Under any version of Feast.")] = False,  # noqa: FBT002  (Typer's way to say a flag)
+) -> None:
+    """Read live entities through Feast and through our readers, and compare value for value."""
+    verify = _offline("verify")
+    if (repo is None) != (service is None):
+        raise RapportError("a project of your own and its feature service go together")
+    report = (
+        verify.verify_workspace(_workspace(workspace, redis), sample, allow_unverified=allow_unverified)
+        if repo is None
+        else verify.verify_project(repo, service, sample, allow_unverified=allow_unverified)
+    )
+    print(*report.lines(), sep="\n")  # noqa: T201
+    if report.different:
+        raise RapportError(f"Feast and our readers differ in {', '.join(report.different)}")
 
 
 @features.command("build")

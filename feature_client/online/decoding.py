@@ -155,7 +155,10 @@ def _fixed(number: str, tag: int, dtype: str) -> Callable[[Sequence[bytes | None
         found = np.frombuffer(b"".join(raw), layout)
         if not (found["tag"] == tag).all():
             raise wire.WireError("of another type")
-        return cast("FloatArray", found["value"].astype(np.float64, copy=False))
+        if number == "<f8":
+            return cast("FloatArray", found["value"])
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN like any other
+            return cast("FloatArray", found["value"].astype(np.float64))
 
     return decode_
 

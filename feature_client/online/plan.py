@@ -138,6 +138,10 @@ class ReadPlan:
             sharing[schema.join_keys_of(view)].append(view)
         self.hashes = tuple(_hash(self, keys, views, columns) for keys, views in sharing.items())
         self.views = tuple(sorted((view for h in self.hashes for view in h.views), key=lambda view: view.index))
+        self._lone: tuple[str, bytes, bytes] | None = None
+        if len(self.hashes) == 1 and [key.dtype for key in self.join_keys] == ["string"]:
+            [one] = self.hashes
+            self._lone = (self.join_keys[0].name, one.key_head + wire.entity_value("", "string")[:4], one.key_tail)
         # Where the columns of a batch are among the values of all replies.
         blocks = [block for h in self.hashes for block in h.blocks]
         self.numbers_at = _order([i for block in blocks if block.dtype != "string" for i in block.index])
@@ -146,7 +150,20 @@ class ReadPlan:
 
     def keys(self, entities: Sequence[Entity]) -> list[EntityKey]:
         """Where the store holds each entity. Raises EntityError."""
-        return [self._key(entity, row) for row, entity in enumerate(entities)]
+        key_of = self._key if self._lone is None else self._lone_key
+        return [key_of(entity, row) for row, entity in enumerate(entities)]
+
+    def _lone_key(self, entity: Entity, row: int) -> EntityKey:
+        """As `_key`, where all is in one hash under one string, as it mostly is: in a fifth of the time."""
+        name, head, tail = self._lone or ("", b"", b"")
+        try:
+            raw = entity[name].encode()
+        except (KeyError, UnicodeEncodeError):
+            return self._key(entity, row)  # which says what is wrong
+        size = len(raw)
+        if len(entity) != 1 or not 1 <= size < wire.LONG_STRING:
+            return self._key(entity, row)
+        return EntityKey((b"%b%c\0\0\0%b%b" % (head, size, raw, tail),), (b"\x12%c%b" % (size, raw),), (entity[name],))
 
     def _key(self, entity: Entity, row: int) -> EntityKey:
         if entity.keys() != self._key_names:

@@ -27,6 +27,9 @@ STRING, INT32, INT64, DOUBLE, FLOAT, BOOL, UNIX_TIMESTAMP = 0x12, 0x18, 0x20, 0x
 
 MAX_VARINT_BYTES = 10
 
+LONG_STRING = 0x80
+"""Bytes from which the length of a string takes more than one byte."""
+
 
 class WireError(ValueError):
     """Bytes that are not a value of the declared type."""
@@ -58,7 +61,7 @@ def string_value(text: str) -> bytes:
     """A serialized Value{string_val}, as Feast stores it. Raises UnicodeEncodeError for lone surrogates."""
     raw = text.encode()
     length = len(raw)
-    if length < 0x80:
+    if length < LONG_STRING:
         return b"\x12%c%b" % (length, raw)
     varint = bytearray()
     while length >= 0x80:
@@ -74,17 +77,17 @@ def decode(raw: bytes, dtype: str) -> float | str | None:
 
 def decode_event_time(raw: bytes) -> float:
     """A serialized protobuf Timestamp as epoch seconds. Raises WireError."""
-    seconds, at = (0, 0) if raw[:1] != b"\x08" else _varint(raw, 1)
-    nanos, at = (0, at) if raw[at : at + 1] != b"\x10" else _varint(raw, at + 1)
-    if at != len(raw) or _signed(seconds) not in TIMESTAMP_SECONDS or nanos >= 1_000_000_000:
+    seconds, at = (0, 0) if raw[:1] != b"\x08" else varint(raw, 1)
+    nanos, at = (0, at) if raw[at : at + 1] != b"\x10" else varint(raw, at + 1)
+    if at != len(raw) or signed(seconds) not in TIMESTAMP_SECONDS or nanos >= 1_000_000_000:
         raise WireError("not a Timestamp")
-    return _signed(seconds) + nanos / 1e9
+    return signed(seconds) + nanos / 1e9
 
 
 def _string(raw: bytes) -> str:
     if raw[0] != STRING:
         raise WireError("not a string")
-    length, start = _varint(raw, 1)
+    length, start = varint(raw, 1)
     if start + length != len(raw):
         raise WireError("a string of another length than it says")
     try:
@@ -142,13 +145,13 @@ _DECODERS: Mapping[str, Callable[[bytes], float | str | None]] = {
 def _integer(raw: bytes, tag: int) -> int:
     if raw[0] != tag:
         raise WireError("of another type")
-    value, end = _varint(raw, 1)
+    value, end = varint(raw, 1)
     if end != len(raw):
         raise WireError("a number followed by something else")
-    return _signed(value)
+    return signed(value)
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
+def varint(raw: bytes, at: int) -> tuple[int, int]:
     """An unsigned 64-bit number, and the position behind it."""
     value = 0
     for length, byte in enumerate(raw[at : at + MAX_VARINT_BYTES]):
@@ -160,5 +163,5 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
     raise WireError("a number without an end")
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value

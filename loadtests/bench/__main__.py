@@ -23,6 +23,7 @@ from loadtests.bench.start import startup
 from loadtests.bench.tail import tail
 from loadtests.bench.targets import Cores
 from loadtests.bench.throughput import one_client, throughput
+from loadtests.peers.rows import PEER_ROWS
 
 ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
     "throughput": throughput,
@@ -38,6 +39,7 @@ ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
 }
 PATIENT = {"RAPPORT_DEADLINE_MS": "30000", "RAPPORT_REDIS_TIMEOUT_MS": "30000"}
 """Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""
+ALL_ROWS = {**ROWS, **PEER_ROWS}
 FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError)
 
 
@@ -58,7 +60,7 @@ def main() -> None:
             for name in options.rows:
                 print(f"bench: {name} ...", file=sys.stderr, flush=True)  # noqa: T201
                 try:
-                    for row in ROWS[name](plan):
+                    for row in ALL_ROWS[name](plan):
                         results.append({"group": name, **row.as_json()})
                         say(line(row))
                 except FAULTS as exc:
@@ -79,8 +81,9 @@ def parse() -> argparse.Namespace:
         prog="python -m loadtests.bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--home", type=Path, default=Path(".rapport/bench"), help="made where it is not there")
-    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(ROWS)}")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one load")
+    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(ALL_ROWS)}")
+    parser.add_argument("--peers", action="store_true", help="other systems, too; installs them the first time")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one load")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
     parser.add_argument("--base", type=int, default=20_000, help="customers of the data set that is made")
     parser.add_argument("--customers", type=int, default=1_000_000, help="of the large store")
@@ -89,12 +92,15 @@ def parse() -> argparse.Namespace:
         "--patient", action="store_true", help="long timeouts, for a machine that is busy with something else"
     )
     parser.add_argument("--docs", type=Path, help="a page to (re)write with the results")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.peers:
+        options.rows = list(dict.fromkeys([*options.rows, *PEER_ROWS]))
+    return options
 
 
 def names(text: str) -> list[str]:
     wanted = [name for name in text.split(",") if name]
-    if unknown := sorted(set(wanted) - set(ROWS)):
+    if unknown := sorted(set(wanted) - set(ALL_ROWS)):
         raise argparse.ArgumentTypeError(f"no such rows: {', '.join(unknown)}")
     return wanted
 

@@ -60,13 +60,14 @@ def home(directory: Path, customers: int, settings: Mapping[str, str]) -> Iterat
         tempfile.TemporaryDirectory(prefix="bench-") as scratch,
         local_redis(workspace / "redis", persistent=True) as address,
     ):
-        with client(address) as redis:
-            if redis.dbsize() == 0:
-                # `prepare` believes what it noted, and not what the store holds.
-                (workspace / "stamps" / "materialize").unlink(missing_ok=True)
         prepare = ("prepare", "--home", str(directory), "--redis", address, "--customers", str(customers))
         rapport(*prepare, quiet=False)
         as_of, known = known_customers(workspace)
+        with client(address) as redis:
+            # `prepare` believes what it noted: a store may be empty, or hold customers of an earlier data set, too.
+            if redis.dbsize() != len(known):
+                redis.flushdb()
+                rapport("features", "materialize", "--workspace", str(workspace), "--redis", address, quiet=False)
         keys_file = Path(scratch) / "keys.toml"
         scopes = ("--scope", "predict", "--scope", "explain")
         key = rapport("keys", "new", "bench", *scopes, "--file", str(keys_file)).strip()

@@ -13,6 +13,8 @@ from typing import Any
 
 from redis import Redis
 
+from loadtests.peers.page import section
+
 HEAD = """# Performance
 
 What `make bench` measured on one machine; it rewrites this page. Every ratio is between two things measured side by
@@ -98,6 +100,8 @@ def document(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["results"]:
+        if row["group"].startswith("peer_"):
+            continue
         low, high = min(row["values"]), max(row["values"])
         mark = "" if row["mark"] is None else f"{'at least' if row['at_least'] else 'at most'} {row['mark']:g}"
         verdict = {None: "", True: "met", False: "**not met**"}[row["met"]]
@@ -105,7 +109,9 @@ def document(result: Mapping[str, Any]) -> str:
             f"| {row['what']} | {row['figure']:.2f} {row['unit']} | {low:.2f} to {high:.2f} | {mark} | {verdict} "
             f"| {row['absolute']} | `make bench ROWS={row['group']}` |"
         )
-    lines += [f"\nNot measured: {name} ({reason})." for name, reason in result["failed"].items()]
+    lines += section(result["results"])
+    # A reason may be the last words of some program, of many lines.
+    lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in result["failed"].items()]
     return "\n".join(lines) + "\n"
 
 

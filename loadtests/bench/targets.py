@@ -154,7 +154,7 @@ def refusals(log: str) -> str:
 
 
 def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object]) -> bytes:
-    """The body of an answer. Raises WrongAnswer for a status that is not 200."""
+    """The body of an answer. Raises WrongAnswer for a status that is not 200, or none."""
     address = urlsplit(target.url).netloc
     headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)}
     if target.key:
@@ -164,6 +164,8 @@ def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object]) 
         connection.request("POST", PREDICT, body(customers, fields), headers)
         response = connection.getresponse()
         answer = response.read()
+    except (OSError, http.client.HTTPException) as exc:
+        raise WrongAnswer(f"{target.name}: no answer: {exc!r}") from exc
     finally:
         connection.close()
     if response.status != 200:

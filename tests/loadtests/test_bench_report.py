@@ -54,7 +54,7 @@ def test_the_table_says_the_figure_its_spread_and_the_verdict() -> None:
 
 
 def test_the_page_has_the_commit_the_command_and_what_is_missed() -> None:
-    page = document(result(row(1.5, at_least=True), row(1.5, mark=None), failed={"tail": "wrk is missing"}))
+    page = document(result(row(1.5, at_least=True), row(1.5, mark=None), failed={"tail": "wrk is\n\n  missing"}))
 
     assert "a machine" in page
     assert "abc1234" in page
