@@ -1,6 +1,8 @@
 """Requests of one tick become one batch: whatever arrived while earlier batches were in flight forms the next.
 
-Nobody waits for a timer: with few requests a batch has one member, with many it grows by itself.
+Nobody waits for a timer: with few requests a batch has one member, with many it grows by itself. A batch passes two
+stages, it reads and it infers: one reads at a time, so that what comes meanwhile grows together, and the next one reads
+while those before it infer.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
 from service.asker import Asker
@@ -17,6 +20,10 @@ from service.errors import ClientGone, DeadlineExceeded
 
 ASK_EVERY_S = 0.1
 """A member older than this is asked whether its client has gone. Most are answered sooner and cost no question."""
+
+
+SETTLING_TICKS = 8
+"""Turns of the event loop that a batch waits for those who still come; a batch of one waits for a single one."""
 
 
 class Rows(Protocol):
@@ -44,9 +51,13 @@ class _Member(Generic[Item, Result]):
     results: dict[int, Result] = field(default_factory=dict)
 
 
+Run = Callable[[Sequence[Item], float, Callable[[], None]], Awaitable[Sequence[Result | Exception]]]
+"""Answers a batch of items in their order, within the seconds it is given; an error among the answers is for that item
+alone. Calls the third argument when it has read, so that the next batch may."""
+
+
 class Coalescer(Generic[Item, Result]):
-    """One queue and its batches. `run` answers a batch of items in their order, within the seconds it is given; an
-    error among the answers is for that item alone.
+    """One queue and its batches.
 
     A member adds at most `slice_rows` rows to a batch and queues again with the rest, so that nobody waits for all of a
     large one. A batch never has more than `max_rows` rows, and at most `in_flight` batches run at once. A member whose
@@ -55,7 +66,7 @@ class Coalescer(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result | Exception]]],
+        run: Run[Item, Result],
         *,
         max_rows: int,
         slice_rows: int,
@@ -68,6 +79,7 @@ class Coalescer(Generic[Item, Result]):
         self.waiting: deque[_Member[Item, Result]] = deque()
         self.unanswered: set[_Member[Item, Result]] = set()
         self.running: set[asyncio.Task[None]] = set()
+        self.reading: object = None  # the batch that does
         self.starts_soon = False
         self.sweeps_at = math.inf  # monotonic
         self.sweep_timer: asyncio.TimerHandle | None = None
@@ -84,10 +96,7 @@ class Coalescer(Generic[Item, Result]):
         member: _Member[Item, Result] = _Member(item, len(item), asker, now + ASK_EVERY_S, loop.create_future())
         self.waiting.append(member)
         self.unanswered.add(member)
-        if not self.starts_soon:
-            # One tick later, so that everything the loop has read by now joins the same batch.
-            self.starts_soon = True
-            loop.call_soon(self._start)
+        self._start_soon()
         if (sweep_at := min(asker.deadline, member.ask_at)) < self.sweeps_at:
             self._sweep_by(sweep_at)
         try:
@@ -99,13 +108,31 @@ class Coalescer(Generic[Item, Result]):
         finally:
             self.unanswered.discard(member)
 
+    def _start_soon(self) -> None:
+        if not self.starts_soon:
+            self.starts_soon = True
+            asyncio.get_running_loop().call_soon(self._settle, len(self.waiting), SETTLING_TICKS)
+
+    def _settle(self, seen: int, ticks: int) -> None:
+        """Starts once a tick of the event loop brought nobody: all that the loop reads in one go joins one batch."""
+        if len(self.waiting) > seen and ticks > 0:
+            asyncio.get_running_loop().call_soon(self._settle, len(self.waiting), ticks - 1)
+        else:
+            self._start()
+
     def _start(self) -> None:
         self.starts_soon = False
-        while self.waiting and len(self.running) < self.in_flight:
+        while self.waiting and self.reading is None and len(self.running) < self.in_flight:
             if batch := self._next():
+                self.reading = batch
                 task = asyncio.create_task(self._answer(batch))
                 self.running.add(task)
                 task.add_done_callback(self._finished)
+
+    def _has_read(self, batch: object) -> None:
+        if self.reading is batch:
+            self.reading = None
+            self._start_soon()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
@@ -140,9 +167,11 @@ class Coalescer(Generic[Item, Result]):
             for member, first in batch
         ]
         try:
-            results = await self.run(items, seconds)
+            results = await self.run(items, seconds, partial(self._has_read, batch))
         except Exception as exc:  # noqa: BLE001  (whatever it is, it belongs to those who wait, not to this task)
             results = [exc] * len(batch)
+        finally:
+            self._has_read(batch)
         for (member, first), result in zip(batch, results, strict=True):
             if member.answer.done():
                 continue

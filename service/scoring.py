@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -79,7 +79,9 @@ class Scorer:
         self.metrics = metrics
         self.writer = AnswerWriter(self.contract, self.version)
 
-    async def score(self, batch: Sequence[Work], seconds: float) -> list[Scored | Exception]:
+    async def score(
+        self, batch: Sequence[Work], seconds: float, has_read: Callable[[], None]
+    ) -> list[Scored | Exception]:
         """Raises what the reader, the backend and the check of outputs raise, and DeadlineExceeded."""
         started = time.monotonic()
         ends = started + seconds
@@ -87,6 +89,7 @@ class Scorer:
         keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
         self.metrics.batch("infer", len(keys))
         stored = await self._fetch(keys, seconds)
+        has_read()
         encoded = self.contract.schema.encode(stored, as_of, _overrides(batch))
         self.metrics.features(self.contract, encoded, as_of - stored.event_times)
         read = time.monotonic()

@@ -31,8 +31,9 @@ class Doubler:
         if not held:
             self.gate.set()
 
-    async def run(self, items: Sequence[Numbers], seconds: float) -> list[list[int]]:
+    async def run(self, items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]) -> list[list[int]]:
         assert seconds > 0
+        has_read()
         self.batches.append([tuple(item) for item in items])
         self.started.set()
         await self.gate.wait()
@@ -69,7 +70,7 @@ async def turns(count: int = 10) -> None:
 
 def idle(queue: Queue) -> bool:
     """Nothing is left of anybody."""
-    return not (queue.waiting or queue.unanswered or queue.running)
+    return not (queue.waiting or queue.unanswered or queue.running or queue.reading)
 
 
 def test_requests_of_one_tick_are_one_batch_and_each_gets_its_own_answer() -> None:
@@ -82,6 +83,23 @@ def test_requests_of_one_tick_are_one_batch_and_each_gets_its_own_answer() -> No
         assert answers == [[2 * n] for n in range(10)]
         assert doubler.batches == [[(n,) for n in range(10)]]
         assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+def test_those_who_come_in_the_next_turns_of_the_loop_join_and_it_does_not_wait_for_ever() -> None:
+    async def scenario() -> None:
+        doubler = Doubler()
+        queue = doubler.queue()
+        asked = []
+        for number in range(40):
+            asked += [asyncio.create_task(ask(queue, number)) for _ in range(2)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+
+        first, *others = doubler.batches
+        assert 2 < len(first) <= 2 * (module.SETTLING_TICKS + 2)
+        assert others
 
     asyncio.run(scenario())
 
@@ -134,7 +152,8 @@ def test_slices_that_overtake_each_other_come_back_in_order() -> None:
     async def scenario() -> None:
         gates = {0: asyncio.Event(), 10: asyncio.Event()}
 
-        async def run(items: Sequence[Numbers], seconds: float) -> list[list[int]]:
+        async def run(items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]) -> list[list[int]]:
+            has_read()
             await gates[items[0][0]].wait()
             return [list(item) for item in items]
 
@@ -167,6 +186,61 @@ def test_one_row_never_waits_for_all_of_a_thousand() -> None:
         assert [len(part) for part in doubler.batches[2]] == [128, 1]
         assert await large == [2 * n for n in range(1_000)]
         assert max(sum(map(len, batch)) for batch in doubler.batches) == 129
+
+    asyncio.run(scenario())
+
+
+def test_one_batch_reads_while_another_infers_and_no_two_read() -> None:
+    async def scenario() -> None:
+        read, infer = asyncio.Semaphore(0), asyncio.Semaphore(0)
+        begun: list[tuple[int, ...]] = []
+
+        async def run(items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]) -> list[list[int]]:
+            begun.append(tuple(number for item in items for number in item))
+            await read.acquire()
+            has_read()
+            await infer.acquire()
+            return [list(item) for item in items]
+
+        queue: Queue = Coalescer(run, max_rows=100, slice_rows=100, in_flight=2)
+        asked = [asyncio.create_task(ask(queue, 1))]
+        await turns()
+        for number in (2, 3):
+            asked.append(asyncio.create_task(ask(queue, number)))
+            await turns()
+        assert begun == [(1,)]  # the others grow together while it reads
+        read.release()
+        await turns()
+        assert begun == [(1,), (2, 3)]
+        asked.append(asyncio.create_task(ask(queue, 4)))
+        read.release()
+        await turns()
+        assert begun == [(1,), (2, 3)]  # two are in flight
+        infer.release()
+        await turns()
+        assert begun == [(1,), (2, 3), (4,)]
+        for stage in (read, infer, infer):
+            stage.release()
+        assert await asyncio.gather(*asked) == [[1], [2], [3], [4]]
+        assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_batch_whose_read_fails_lets_the_next_one_read(in_flight: int) -> None:
+    async def scenario() -> None:
+        async def run(items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]) -> list[list[int]]:
+            if (1,) in items:
+                raise ConnectionError("down")
+            has_read()
+            return [list(item) for item in items]
+
+        queue: Queue = Coalescer(run, max_rows=1, slice_rows=1, in_flight=in_flight)
+        failed, answered = await asyncio.gather(ask(queue, 1), ask(queue, 2), return_exceptions=True)
+
+        assert isinstance(failed, ConnectionError)
+        assert answered == [2]
 
     asyncio.run(scenario())
 
@@ -259,8 +333,10 @@ def test_nothing_more_of_a_sliced_request_is_started_once_it_has_ended(
     async def scenario() -> None:
         doubler = Doubler(held=True)
 
-        async def run(items: Sequence[Numbers], seconds: float) -> Sequence[list[int] | Exception]:
-            answers = await doubler.run(items, seconds)
+        async def run(
+            items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]
+        ) -> Sequence[list[int] | Exception]:
+            answers = await doubler.run(items, seconds, has_read)
             return [ConnectionError("down")] * len(answers) if end == "error" else answers
 
         queue: Queue = Coalescer(run, max_rows=100, slice_rows=10, in_flight=1)
@@ -330,7 +406,7 @@ def test_a_deadline_that_passed_while_the_loop_was_busy_is_not_started() -> None
 
 def test_a_failing_batch_fails_its_members_and_the_next_one_runs() -> None:
     async def scenario() -> None:
-        async def run(items: Sequence[Numbers], seconds: float) -> list[list[int]]:
+        async def run(items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]) -> list[list[int]]:
             if (1,) in items:
                 raise ConnectionError("down")
             return [list(item) for item in items]
@@ -346,7 +422,9 @@ def test_a_failing_batch_fails_its_members_and_the_next_one_runs() -> None:
 
 def test_an_error_among_the_answers_is_for_its_member_alone() -> None:
     async def scenario() -> None:
-        async def run(items: Sequence[Numbers], seconds: float) -> list[list[int] | Exception]:
+        async def run(
+            items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]
+        ) -> list[list[int] | Exception]:
             return [ConnectionError("down") if item == (1,) else list(item) for item in items]
 
         queue: Queue = Coalescer(run, max_rows=100, slice_rows=100, in_flight=1)
