@@ -114,7 +114,7 @@ def test_a_server_that_never_is_ready_says_why_and_not_that_it_was_asked() -> No
 
     with (
         pytest.raises(
-            ServerError, match='not answer within 1 s: {"event": "release not loaded", "reason": "damaged"}$'
+            ServerError, match=r'not answer within 1 s: {"event": "release not loaded", "reason": "damaged"}$'
         ),
         server(command, {}, f"http://127.0.0.1:{free_port()}/", None, timeout_s=1),
     ):
