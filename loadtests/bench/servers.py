@@ -17,6 +17,7 @@ from pathlib import Path
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.05
+ACCESS = '"event": "request"'
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -104,12 +105,18 @@ def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: int, timeout_
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):  # noqa: S310
             return
         time.sleep(POLL_S)
-    raise ServerError(f"{url} did not answer within {timeout_s:.0f} s: {_tail(log)}")
+    raise ServerError(f"{url} did not answer within {timeout_s:.0f} s: {_last_words(log)}")
 
 
 def _tail(log: int, limit: int = 2_000) -> str:
     text = os.pread(log, limit, max(os.fstat(log).st_size - limit, 0)).decode(errors="replace")
     return text.strip() or "it said nothing"
+
+
+def _last_words(log: int) -> str:
+    """Without the lines of a gateway's requests: that it answered our asking is not why it is not ready."""
+    lines = [line for line in _tail(log, 1_000_000).splitlines() if ACCESS not in line]
+    return "\n".join(lines[-10:])[-2_000:] or "it said nothing"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -108,6 +108,19 @@ def test_a_server_that_ends_says_its_last_words() -> None:
         pytest.fail("it never was ready")
 
 
+def test_a_server_that_never_is_ready_says_why_and_not_that_it_was_asked() -> None:
+    said = ['{"event": "release not loaded", "reason": "damaged"}', '{"event": "request", "status": 503}']
+    command = ["sh", "-c", "".join(f"echo '{line}'; " for line in said) + "exec sleep 600"]
+
+    with (
+        pytest.raises(
+            ServerError, match=r'not answer within 1 s: {"event": "release not loaded", "reason": "damaged"}$'
+        ),
+        server(command, {}, f"http://127.0.0.1:{free_port()}/", None, timeout_s=1),
+    ):
+        pytest.fail("it never was ready")
+
+
 def test_a_server_that_ends_meanwhile_is_not_measured() -> None:
     with pytest.raises(ServerError, match="ended with code 0"), server(["true"], {}, None, None) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
