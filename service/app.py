@@ -8,7 +8,6 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from prometheus_client import start_http_server
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from feature_client.clock import replay_clock, wall_clock
 from feature_client.errors import RapportError
@@ -36,7 +35,7 @@ def create_app(
     reader: FeatureReader | None = None,
     backend: Backend | None = None,
     metrics: Metrics | None = None,
-) -> ASGIApp:
+) -> Front:
     """Production passes settings, a worker its metrics, tests other parts. Raises KeysError and RapportError."""
     metrics = metrics or Metrics()
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)

@@ -1,6 +1,6 @@
 """Who waits for an answer, and what is noted down for them on the way."""
 
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
@@ -17,7 +17,7 @@ class Asker(msgspec.Struct):
     """
 
     request_id: str
-    receive: Any = None  # ASGI's, which says whether the client is still there
+    has_left: Callable[[], bool] | None = None  # asks whether the client has closed the connection
     deadline: float = 0.0
     model: str = NO_MODEL
     rows: int = 0
@@ -26,4 +26,4 @@ class Asker(msgspec.Struct):
 
     def gone(self) -> bool:
         """Whether nobody waits any more."""
-        return False
+        return self.has_left is not None and self.has_left()

@@ -15,11 +15,7 @@ JSON = b"application/json"
 
 async def read(headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
     """The body. Raises UnsupportedMediaType, BodyTooLarge, SlowBody, ClientGone."""
-    media_type = headers.get(b"content-type", b"")
-    if media_type != JSON and media_type.partition(b";")[0].strip().lower() != JSON:
-        raise UnsupportedMediaType("send Content-Type: application/json")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise UnsupportedMediaType("send the body uncompressed")
+    check_type(headers)
     # Mostly it is there already, and needs no timer.
     message = poll(receive)
     if message is None or message.get("more_body", False):
@@ -27,9 +23,23 @@ async def read(headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int,
     if message["type"] == "http.disconnect":
         raise ClientGone
     body: bytes = message.get("body", b"")
+    check_size(body, max_bytes)
+    return body
+
+
+def check_type(headers: Mapping[bytes, bytes]) -> None:
+    """Raises UnsupportedMediaType."""
+    media_type = headers.get(b"content-type", b"")
+    if media_type != JSON and media_type.partition(b";")[0].strip().lower() != JSON:
+        raise UnsupportedMediaType("send Content-Type: application/json")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("send the body uncompressed")
+
+
+def check_size(body: bytes, max_bytes: int) -> None:
+    """Raises BodyTooLarge."""
     if len(body) > max_bytes:
         raise BodyTooLarge(f"at most {max_bytes} bytes")
-    return body
 
 
 def poll(receive: Receive) -> Message | None:

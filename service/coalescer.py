@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(eq=False, slots=True)
-class _Member(Generic[Item, Result]):
+class Member(Generic[Item, Result]):
     """taken: rows of it that are in batches. results: slice -> its result."""
 
     item: Item
@@ -76,8 +76,8 @@ class Coalescer(Generic[Item, Result]):
         self.max_rows = max_rows
         self.slice_rows = min(slice_rows, max_rows)
         self.in_flight = in_flight
-        self.waiting: deque[_Member[Item, Result]] = deque()
-        self.unanswered: set[_Member[Item, Result]] = set()
+        self.waiting: deque[Member[Item, Result]] = deque()
+        self.unanswered: set[Member[Item, Result]] = set()
         self.running: set[asyncio.Task[None]] = set()
         self.reading: object = None  # the batch that does
         self.starts_soon = False
@@ -89,24 +89,31 @@ class Coalescer(Generic[Item, Result]):
 
         Raises what `run` raised for the batch or answered for this item, DeadlineExceeded, ClientGone.
         """
+        member = self.enter(item, asker)
+        try:
+            return await member.answer
+        except asyncio.CancelledError:
+            self.unanswered.discard(member)
+            with contextlib.suppress(ValueError):
+                self.waiting.remove(member)
+            raise
+
+    def enter(self, item: Item, asker: Asker) -> Member[Item, Result]:
+        """Takes a place in the queue; the future `answer` of the member will have what `submit` returns or raises.
+
+        Raises DeadlineExceeded.
+        """
         now = time.monotonic()
         if asker.deadline <= now:
             raise DeadlineExceeded
-        loop = asyncio.get_running_loop()
-        member: _Member[Item, Result] = _Member(item, len(item), asker, now + ASK_EVERY_S, loop.create_future())
+        answer = asyncio.get_running_loop().create_future()
+        member: Member[Item, Result] = Member(item, len(item), asker, now + ASK_EVERY_S, answer)
         self.waiting.append(member)
         self.unanswered.add(member)
         self._start_soon()
         if (sweep_at := min(asker.deadline, member.ask_at)) < self.sweeps_at:
             self._sweep_by(sweep_at)
-        try:
-            return await member.answer
-        except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):
-                self.waiting.remove(member)
-            raise
-        finally:
-            self.unanswered.discard(member)
+        return member
 
     def _start_soon(self) -> None:
         if not self.starts_soon:
@@ -138,9 +145,9 @@ class Coalescer(Generic[Item, Result]):
         self.running.discard(task)
         self._start()
 
-    def _next(self) -> list[tuple[_Member[Item, Result], int]]:
+    def _next(self) -> list[tuple[Member[Item, Result], int]]:
         """The next batch: members, and the first row of each one's slice."""
-        batch: list[tuple[_Member[Item, Result], int]] = []
+        batch: list[tuple[Member[Item, Result], int]] = []
         unfinished = []
         room, now = self.max_rows, time.monotonic()
         while self.waiting:
@@ -150,6 +157,7 @@ class Coalescer(Generic[Item, Result]):
                 break
             self.waiting.popleft()
             if _has_left(member, now):
+                self.unanswered.discard(member)
                 continue
             batch.append((member, member.taken))
             room -= rows
@@ -159,7 +167,7 @@ class Coalescer(Generic[Item, Result]):
         self.waiting.extend(unfinished)
         return batch
 
-    async def _answer(self, batch: Sequence[tuple[_Member[Item, Result], int]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[Member[Item, Result], int]]) -> None:
         # The most patient member decides how long the batch may take; the others leave on their own.
         seconds = max([member.asker.deadline for member, _ in batch]) - time.monotonic()
         items = [
@@ -173,14 +181,10 @@ class Coalescer(Generic[Item, Result]):
         finally:
             self._has_read(batch)
         for (member, first), result in zip(batch, results, strict=True):
+            if not member.answer.done():
+                _give(member, first, result, self.slice_rows)
             if member.answer.done():
-                continue
-            if isinstance(result, Exception):
-                member.answer.set_exception(result)
-                continue
-            member.results[first] = result
-            if len(member.results) * self.slice_rows >= member.rows:
-                member.answer.set_result([member.results[first] for first in sorted(member.results)])
+                self.unanswered.discard(member)
 
     def _sweep_by(self, at: float) -> None:
         if self.sweep_timer is not None:
@@ -195,12 +199,23 @@ class Coalescer(Generic[Item, Result]):
         self.sweeps_at, self.sweep_timer = math.inf, None
         now = time.monotonic()
         staying = [member for member in self.unanswered if not _has_left(member, now)]
+        self.unanswered = set(staying)
         self.waiting = deque([member for member in self.waiting if not member.answer.done()])
         if staying:
             self._sweep_by(min([min(member.asker.deadline, member.ask_at) for member in staying]))
 
 
-def _has_left(member: _Member[Item, Result], now: float) -> bool:
+def _give(member: Member[Item, Result], first: int, result: Result | Exception, slice_rows: int) -> None:
+    """The result of the slice that begins at row `first`; the last one that was missing, or an error, is the answer."""
+    if isinstance(result, Exception):
+        member.answer.set_exception(result)
+        return
+    member.results[first] = result
+    if len(member.results) * slice_rows >= member.rows:
+        member.answer.set_result([member.results[first] for first in sorted(member.results)])
+
+
+def _has_left(member: Member[Item, Result], now: float) -> bool:
     """Asks it whether it is still waiting, and answers it where it is not."""
     if not member.answer.done():
         if member.asker.deadline <= now:

@@ -7,14 +7,13 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import bodies
 from service.asker import STAGES, Asker
 from service.errors import problem_of
 from service.logs import AccessLog
@@ -53,9 +52,6 @@ class Exchange(Asker):
         exchange: Exchange = request.scope["rapport.exchange"]
         return exchange
 
-    def gone(self) -> bool:
-        return self.receive is not None and bodies.has_gone(self.receive)
-
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What every answer carries."""
         headers = [(b"x-request-id", self.request_id.encode())]
@@ -84,7 +80,7 @@ class Exchanges:
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, method: str, headers: Mapping[bytes, bytes], receive: Receive) -> Exchange:
+    def begin(self, method: str, headers: Mapping[bytes, bytes], has_left: Callable[[], bool] | None) -> Exchange:
         given = headers.get(b"x-request-id")
         if given is not None and REQUEST_ID.fullmatch(given):
             request_id = given.decode()
@@ -93,13 +89,13 @@ class Exchanges:
         trace_id = None
         if (traceparent := headers.get(b"traceparent")) and (parent := TRACEPARENT.fullmatch(traceparent)):
             trace_id = parent[1].decode()
-        return Exchange(request_id, receive, method=method, trace_id=trace_id, started=time.monotonic())
+        return Exchange(request_id, has_left, method=method, trace_id=trace_id, started=time.monotonic())
 
     def end(self, exchange: Exchange) -> None:
         exchange.seconds = time.monotonic() - exchange.started
         exchange.ended = time.time()
         # Its client and its body are done with: they must not be kept until it is counted.
-        exchange.receive = None
+        exchange.has_left = None
         self.ended.append(exchange)
         if len(self.ended) >= TOGETHER:
             self.settle()
@@ -167,7 +163,7 @@ class Observer:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = scope["rapport.exchange"] = self.exchanges.begin(scope["method"], dict(scope["headers"]), receive)
+        exchange = scope["rapport.exchange"] = self.exchanges.begin(scope["method"], dict(scope["headers"]), None)
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,6 +6,7 @@ the same (openapi.py), and every other path goes on to FastAPI.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,12 +16,12 @@ from service.admission import deadline_of
 from service.auth import Keyring
 from service.errors import MethodNotAllowed
 from service.exchange import Exchange, Exchanges, problem_response
-from service.predictor import Predictor
+from service.predictor import Done, Predictor
 from service.protocol import ExplainRequest, PredictRequest, PredictResponse
 from service.settings import Settings
 
 Headers = Mapping[bytes, bytes]
-Endpoint = Callable[[Exchange, Headers], Awaitable[bytes]]
+Endpoint = Callable[[Exchange, Headers, Receive], Awaitable[bytes]]
 
 PREDICT = msgspec.json.Decoder(PredictRequest)
 EXPLAIN = msgspec.json.Decoder(ExplainRequest)
@@ -44,10 +45,12 @@ class Front:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = self.exchanges.begin(scope["method"], headers, receive)
+        exchange: Exchange = scope.get("rapport.exchange") or self.exchanges.begin(
+            scope["method"], headers, partial(bodies.has_gone, receive)
+        )
         exchange.route = scope["path"]
         try:
-            body = await endpoint(exchange, headers)
+            body = await endpoint(exchange, headers, receive)
             exchange.status = 200
             content = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
             start = {"type": "http.response.start", "status": 200, "headers": content + exchange.headers()}
@@ -63,35 +66,52 @@ class Front:
         finally:
             self.exchanges.end(exchange)
 
-    async def predict(self, exchange: Exchange, headers: Headers) -> bytes:
+    async def predict(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
         """Scores for up to 1,000 entities, from their stored features; with `explain`, reasons for up to 32."""
-        request = await self._request(exchange, headers, PREDICT, "predict")
+        request = await self._request(exchange, headers, receive, PREDICT, "predict")
         if request.explain is None:
             self._set_deadline(exchange, headers, self.settings.deadline_ms)
         else:
             self.keyring.require(exchange.key, "explain")
             self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
-        return _encoded(await self.predictor.predict(request, exchange), exchange)
+        return encoded(await self.predictor.predict(request, exchange), exchange)
 
-    async def explain(self, exchange: Exchange, headers: Headers) -> bytes:
+    async def explain(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
         """Scores and reasons for up to 32 entities: base plus all contributions is the score, in its own unit."""
-        request = await self._request(exchange, headers, EXPLAIN, "explain")
+        request = await self._request(exchange, headers, receive, EXPLAIN, "explain")
         self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
-        return _encoded(await self.predictor.explain(request, exchange), exchange)
+        return encoded(await self.predictor.explain(request, exchange), exchange)
+
+    def take(self, exchange: Exchange, headers: Headers, body: bytes, done: Done) -> None:
+        """`predict` for direct.py, which has no coroutine to wait in: `done` gets the answer, or the error.
+
+        Raises whatever `predict` would raise before it waits, and NotDirect.
+        """
+        exchange.route = "/v1/predict"
+        exchange.key = self.keyring.check(headers.get(b"authorization"), "predict")
+        bodies.check_type(headers)
+        bodies.check_size(body, self.settings.max_body_bytes)
+        request = _decoded(exchange, body, PREDICT)
+        if request.explain is not None:
+            raise NotDirect
+        self._set_deadline(exchange, headers, self.settings.deadline_ms)
+        self.predictor.start(request, exchange, done)
 
     async def _request(
-        self, exchange: Exchange, headers: Headers, decoder: msgspec.json.Decoder[bodies.Body], scope: str
+        self,
+        exchange: Exchange,
+        headers: Headers,
+        receive: Receive,
+        decoder: msgspec.json.Decoder[bodies.Body],
+        scope: str,
     ) -> bodies.Body:
         if exchange.method != "POST":
             raise MethodNotAllowed
-        exchange.key = self.keyring.check(headers.get(b"authorization"), scope)
+        if exchange.key is None:
+            exchange.key = self.keyring.check(headers.get(b"authorization"), scope)
         settings = self.settings
-        body = await bodies.read(headers, exchange.receive, settings.max_body_bytes, settings.body_timeout_ms / 1_000)
-        arrived = time.monotonic()
-        request = bodies.decode(body, decoder)
-        exchange.since = time.monotonic()
-        exchange.stages["decode"] = exchange.since - arrived
-        return request
+        body = await bodies.read(headers, receive, settings.max_body_bytes, settings.body_timeout_ms / 1_000)
+        return _decoded(exchange, body, decoder)
 
     def _set_deadline(self, exchange: Exchange, headers: Headers, default_ms: int) -> None:
         # Counted from the request's first byte: a body that took long has used up part of it.
@@ -99,7 +119,19 @@ class Front:
         exchange.deadline = deadline_of(header, default_ms, self.settings.max_deadline_ms, exchange.started)
 
 
-def _encoded(response: PredictResponse, exchange: Exchange) -> bytes:
+class NotDirect(Exception):
+    """A request whose answer needs a coroutine."""
+
+
+def _decoded(exchange: Exchange, body: bytes, decoder: msgspec.json.Decoder[bodies.Body]) -> bodies.Body:
+    arrived = time.monotonic()
+    request = bodies.decode(body, decoder)
+    exchange.since = time.monotonic()
+    exchange.stages["decode"] = exchange.since - arrived
+    return request
+
+
+def encoded(response: PredictResponse, exchange: Exchange) -> bytes:
     body = encode(response)
     stages = exchange.stages
     stages["encode"] = stages.get("encode", 0.0) + time.monotonic() - exchange.since

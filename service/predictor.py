@@ -1,7 +1,8 @@
 """The request path: admit, wait for a batch, answer."""
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feature_client.clock import Clock
@@ -12,11 +13,13 @@ from service.answers import explanations_of
 from service.asker import Asker
 from service.backends import Backend
 from service.coalescer import Coalescer
-from service.errors import InvalidRequest, Overloaded
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.metrics import Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, PredictRequest, PredictResponse
 from service.releases import Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
+
+Done = Callable[[PredictResponse | Exception], None]
 
 EXPLAINED_SLICE_ROWS = 8
 """Entities that one request adds to a batch of explanations: a quarter of the largest request."""
@@ -86,26 +89,54 @@ class Predictor:
         asker.rows = len(request.entities)
         return served, loaded
 
+    def start(self, request: PredictRequest, asker: Asker, done: Done) -> None:
+        """`predict` without reasons, for who has no coroutine to wait in: `done` gets the answer, or the error.
+
+        Raises whatever `predict` would raise before it waits.
+        """
+        served, loaded = self._resolve(request, asker)
+        queue, work = self._admit(served, loaded, "predict", request, asker)
+
+        def finish(answer: "asyncio.Future[Sequence[Scored]]") -> None:
+            self.admission.leave("predict", len(work))
+            try:
+                parts = answer.result()
+                _note(parts, asker)
+                done(_response(loaded, parts, asker))
+            except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
+                done(exc)
+
+        try:
+            queue.enter(work, asker).answer.add_done_callback(finish)
+        except DeadlineExceeded:
+            self.admission.leave("predict", len(work))
+            raise
+
     async def _score(
         self, served: Served, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, asker: Asker
     ) -> Sequence[Scored]:
+        queue, work = self._admit(served, loaded, lane, request, asker)
+        try:
+            parts = await queue.submit(work, asker)
+        finally:
+            self.admission.leave(lane, len(work))
+        _note(parts, asker)
+        return parts
+
+    def _admit(
+        self, served: Served, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, asker: Asker
+    ) -> tuple[Coalescer[Work, Scored], Work]:
+        """Whoever is admitted leaves, whatever happens. Raises EntityError, OverrideError, Overloaded."""
         # Before anything is batched: one request's mistake must not become its neighbours' error.
         overrides = _overrides(request)
         keys = loaded.plan.keys(request.entities)
         if overrides is not None:
             loaded.release.contract.schema.check_overrides(overrides)
-        work = Work(request.entities, keys, overrides, served.route.unknown == "reject")
-        rows = len(keys)
-        self.admission.enter(lane, rows)
+        self.admission.enter(lane, len(keys))
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
-        try:
-            parts = await self._queue(loaded, lane).submit(work, asker)
-        finally:
-            self.admission.leave(lane, rows)
-        asker.since = time.monotonic()
-        _note(parts, asker, asker.since - admitted)
-        return parts
+        asker.since = admitted
+        return self._queue(loaded, lane), Work(request.entities, keys, overrides, served.route.unknown == "reject")
 
     def _queue(self, loaded: Loaded, lane: str) -> Coalescer[Work, Scored]:
         explains = lane == "explain"
@@ -123,9 +154,11 @@ class Predictor:
         return queue
 
 
-def _note(parts: Sequence[Scored], asker: Asker, seconds: float) -> None:
+def _note(parts: Sequence[Scored], asker: Asker) -> None:
     """Where the time since it was admitted went; when no batch of the request was at work, it was waiting."""
     stages = asker.stages
+    now = time.monotonic()
+    seconds, asker.since = now - asker.since, now
     for part in parts:
         for stage, spent in part.stages.items():
             stages[stage] = stages.get(stage, 0.0) + spent

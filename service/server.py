@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pydantic
 import uvicorn
 from prometheus_client import start_http_server
-from starlette.types import ASGIApp
 
 from feature_client.errors import RapportError
 from service import logs
@@ -25,6 +25,9 @@ from service.cpus import available_cpus, too_many_threads
 from service.settings import Settings
 from service.shared_metrics import forget, share, shared_registry
 from service.workers import Child, supervise
+
+if TYPE_CHECKING:
+    from service.front import Front
 
 log = logging.getLogger("rapport.server")
 
@@ -125,11 +128,13 @@ class _Server(uvicorn.Server):
 
 
 def _run(
-    app: ASGIApp,
+    app: "Front",
     settings: Settings,
     listener: socket.socket,
     every_second: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
+    from service.direct import direct  # noqa: PLC0415
+
     # What is there by now stays, and need not be looked through again.
     gc.collect()
     gc.freeze()
@@ -137,7 +142,7 @@ def _run(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=direct(app),
         log_config=None,
         access_log=False,
         server_header=False,

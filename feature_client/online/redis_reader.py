@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import chain
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import hiredis
@@ -215,7 +215,8 @@ class _Read:
                 raise _NoReply from exc
         if len(reply) != len(self.hash.fields):
             raise _NoReply
-        return cast("Reply", reply)
+        row: Reply = reply
+        return row
 
 
 class _NoReply(Exception):

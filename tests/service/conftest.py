@@ -83,10 +83,11 @@ def customers(redis: "Redis", release: Release) -> list[str]:
     return ["c1", "c2", "c3"]
 
 
-@pytest.fixture(scope="session")
-def gateway(release: Release, redis_url: str) -> Iterator[str]:
-    """One gateway with the default settings, for all tests that need no other."""
-    with running(create_app(Settings(models=release.root, redis=redis_url, as_of=AS_OF))) as url:
+@pytest.fixture(scope="session", params=["straight", "asgi"])
+def gateway(release: Release, redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """One gateway with the default settings, for all tests that need no other; with direct.py in front, and without."""
+    app = create_app(Settings(models=release.root, redis=redis_url, as_of=AS_OF))
+    with running(app, straight=request.param == "straight") as url:
         wait_ready(url)
         yield url
 

@@ -1,0 +1,141 @@
+"""Predict straight from uvicorn's parser, in front of ASGI: a small request that arrives whole, as nearly all do.
+
+An ASGI application costs uvicorn a scope, a cycle, a task and several coroutines for every request, which together are
+more than all that Rapport does for a prediction. So where a request for predict is plain (see `_is_plain`) and complete
+in one packet, it goes from the parser into the queue, and its answer from there to the socket. Whatever is unusual
+about it, an error in it included, and everything else goes the ordinary way: uvicorn is handed the request as it came.
+"""
+
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.exchange import Exchange, problem_response
+from service.front import Front, encoded
+from service.protocol import PredictResponse
+
+PATH = b"/v1/predict"
+
+
+class _Cycle:
+    """What uvicorn asks of the request that a connection is answering, while the answer is ours."""
+
+    def __init__(self) -> None:
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = True
+        self.message_event = self
+
+    def set(self) -> None:
+        """uvicorn wakes whoever waits for a message; nobody does."""
+
+    def has_left(self) -> bool:
+        return self.disconnected
+
+
+def direct(front: Front) -> type[HttpToolsProtocol]:
+    """For `uvicorn.Config(http=...)`, which makes one for every connection."""
+    return type("DirectProtocol", (DirectProtocol,), {"front": front})
+
+
+class DirectProtocol(HttpToolsProtocol):
+    """Relies on the insides of uvicorn's own protocol: its version is pinned, and tests/service run the same tests over
+    HTTP with this class and without it."""
+
+    front: Front
+    rendered: ClassVar[tuple[object, bytes]] = (None, b"")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held: bytes | None = None  # the body so far of a request that may be answered here
+        self.answering: _Cycle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.held is not None:
+            # More of the body is to come, and with it a limit on how long.
+            body, self.held = self.held, None
+            if not self.transport.is_closing():
+                self._hand_over(body, complete=False)
+
+    def on_headers_complete(self) -> None:
+        if self.url == PATH and self._is_plain():
+            self.held = b""
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.held is None:
+            super().on_body(body)
+        else:
+            self.held += body
+
+    def on_message_complete(self) -> None:
+        if self.held is None:
+            super().on_message_complete()
+            return
+        body, self.held = self.held, None
+        cycle = _Cycle()
+        headers = dict(self.headers)
+        exchange = self.front.exchanges.begin("POST", headers, cycle.has_left)
+        try:
+            self.front.take(exchange, headers, body, lambda outcome: self._answer(cycle, exchange, outcome))
+        except Exception:  # noqa: BLE001  (it comes again, and is answered, on the ordinary way)
+            # What is known of the request by now, its key above all, is not asked twice.
+            self.scope["rapport.exchange"] = exchange  # type: ignore[typeddict-unknown-key]
+            self._hand_over(body, complete=True)
+        else:
+            self.cycle = self.answering = cycle  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.answering is not None:
+            self.answering.disconnected = True
+        super().connection_lost(exc)
+
+    def _is_plain(self) -> bool:
+        """One request at a time, without anything that HTTP has for special cases."""
+        parser = self.parser
+        return (
+            parser.get_method() == b"POST"
+            and (self.cycle is None or self.cycle.response_complete)
+            and parser.get_http_version() == "1.1"
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+            and not self.expect_100_continue
+        )
+
+    def _hand_over(self, body: bytes, *, complete: bool) -> None:
+        super().on_headers_complete()
+        if body:
+            super().on_body(body)
+        if complete:
+            super().on_message_complete()
+
+    def _answer(self, cycle: _Cycle, exchange: Exchange, outcome: PredictResponse | Exception) -> None:
+        if isinstance(outcome, Exception):
+            response = problem_response(outcome, exchange)
+            exchange.status, headers, body = response.status_code, [*response.raw_headers], bytes(response.body)
+        else:
+            body = encoded(outcome, exchange)
+            exchange.status = 200
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        self.front.exchanges.end(exchange)
+        cycle.response_complete = True
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        headers += exchange.headers()
+        if not cycle.keep_alive:  # uvicorn is shutting down
+            headers.append((b"connection", b"close"))
+        lines = b"".join([part for name, value in headers for part in (name, b": ", value, b"\r\n")])
+        self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[exchange.status], self._default_lines(), lines, body))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _default_lines(self) -> bytes:
+        """Date and the like, which uvicorn renews every second for all connections."""
+        headers = self.server_state.default_headers
+        if headers is not DirectProtocol.rendered[0]:
+            lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+            DirectProtocol.rendered = headers, lines
+        return DirectProtocol.rendered[1]
