@@ -1,11 +1,13 @@
 """Predict straight from uvicorn's parser, in front of ASGI: a small request that arrives whole, as nearly all do.
 
 An ASGI application costs uvicorn a scope, a cycle, a task and several coroutines for every request, which together are
-more than all that Rapport does for a prediction. So where a request for predict is plain (see `_is_plain`) and complete
-in one packet, it goes from the parser into the queue, and its answer from there to the socket. Whatever is unusual
-about it, an error in it included, and everything else goes the ordinary way: uvicorn is handed the request as it came.
+more than all that Rapport does for a prediction. So where a request for predict is plain (see `_is_plain`) and soon
+complete, it goes from the parser into the queue, and its answer from there to the socket. Whatever is unusual about it,
+an error in it included, and everything else goes the ordinary way: uvicorn is handed the request as it came.
 """
 
+import asyncio
+import time
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -15,6 +17,11 @@ from service.front import Front, encoded
 from service.protocol import PredictResponse
 
 PATH = b"/v1/predict"
+
+HELD_S = 0.02
+HELD_BYTES = 65_536
+"""How long, and up to which size, a request is held while its body arrives: many clients send it behind the headers,
+in a packet of its own. Slow and large bodies are uvicorn's, whose reading of them has limits."""
 
 
 class _Cycle:
@@ -48,19 +55,18 @@ class DirectProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.held: bytes | None = None  # the body so far of a request that may be answered here
+        self.held_since = 0.0  # monotonic
+        self.held_until: asyncio.TimerHandle | None = None
         self.answering: _Cycle | None = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.held is not None:
-            # More of the body is to come, and with it a limit on how long.
-            body, self.held = self.held, None
-            if not self.transport.is_closing():
-                self._hand_over(body, complete=False)
+        if self.held is not None and self.held_until is None:
+            self.held_until = self.loop.call_later(HELD_S, self._hold_no_longer)
 
     def on_headers_complete(self) -> None:
         if self.url == PATH and self._is_plain():
-            self.held = b""
+            self.held, self.held_since = b"", time.monotonic()
         else:
             super().on_headers_complete()
 
@@ -69,25 +75,25 @@ class DirectProtocol(HttpToolsProtocol):
             super().on_body(body)
         else:
             self.held += body
+            if len(self.held) > HELD_BYTES:
+                self._hold_no_longer()
 
     def on_message_complete(self) -> None:
         if self.held is None:
             super().on_message_complete()
             return
-        body, self.held = self.held, None
-        cycle = _Cycle()
-        headers = dict(self.headers)
-        exchange = self.front.exchanges.begin("POST", headers, cycle.has_left)
+        body, cycle, headers = self._release(), _Cycle(), dict(self.headers)
+        exchange = self.front.exchanges.begin("POST", headers, cycle.has_left, self.held_since)
         try:
             self.front.take(exchange, headers, body, lambda outcome: self._answer(cycle, exchange, outcome))
         except Exception:  # noqa: BLE001  (it comes again, and is answered, on the ordinary way)
-            # What is known of the request by now, its key above all, is not asked twice.
-            self.scope["rapport.exchange"] = exchange  # type: ignore[typeddict-unknown-key]
-            self._hand_over(body, complete=True)
+            self._hand_over(body, exchange)
+            super().on_message_complete()
         else:
             self.cycle = self.answering = cycle  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._release()
         if self.answering is not None:
             self.answering.disconnected = True
         super().connection_lost(exc)
@@ -104,12 +110,24 @@ class DirectProtocol(HttpToolsProtocol):
             and not self.expect_100_continue
         )
 
-    def _hand_over(self, body: bytes, *, complete: bool) -> None:
+    def _release(self) -> bytes:
+        """What was held; from now on the request is somebody's."""
+        body, self.held = self.held or b"", None
+        if self.held_until is not None:
+            self.held_until.cancel()
+            self.held_until = None
+        return body
+
+    def _hold_no_longer(self) -> None:
+        exchange = self.front.exchanges.begin("POST", dict(self.headers), None, self.held_since)
+        self._hand_over(self._release(), exchange)
+
+    def _hand_over(self, body: bytes, exchange: Exchange) -> None:
+        # What is known of the request by now, its first instant and its key above all, is not asked twice.
+        self.scope["rapport.exchange"] = exchange  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         if body:
             super().on_body(body)
-        if complete:
-            super().on_message_complete()
 
     def _answer(self, cycle: _Cycle, exchange: Exchange, outcome: PredictResponse | Exception) -> None:
         if isinstance(outcome, Exception):

@@ -80,7 +80,14 @@ class Exchanges:
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, method: str, headers: Mapping[bytes, bytes], has_left: Callable[[], bool] | None) -> Exchange:
+    def begin(
+        self,
+        method: str,
+        headers: Mapping[bytes, bytes],
+        has_left: Callable[[], bool] | None,
+        started: float | None = None,
+    ) -> Exchange:
+        """started: monotonic instant of the first byte, where it was not just now."""
         given = headers.get(b"x-request-id")
         if given is not None and REQUEST_ID.fullmatch(given):
             request_id = given.decode()
@@ -89,7 +96,7 @@ class Exchanges:
         trace_id = None
         if (traceparent := headers.get(b"traceparent")) and (parent := TRACEPARENT.fullmatch(traceparent)):
             trace_id = parent[1].decode()
-        return Exchange(request_id, has_left, method=method, trace_id=trace_id, started=time.monotonic())
+        return Exchange(request_id, has_left, method=method, trace_id=trace_id, started=started or time.monotonic())
 
     def end(self, exchange: Exchange) -> None:
         exchange.seconds = time.monotonic() - exchange.started

@@ -45,9 +45,9 @@ class Front:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange: Exchange = scope.get("rapport.exchange") or self.exchanges.begin(
-            scope["method"], headers, partial(bodies.has_gone, receive)
-        )
+        # direct.py has begun it already where it looked at the request first.
+        exchange: Exchange = scope.get("rapport.exchange") or self.exchanges.begin(scope["method"], headers, None)
+        exchange.has_left = partial(bodies.has_gone, receive)
         exchange.route = scope["path"]
         try:
             body = await endpoint(exchange, headers, receive)

@@ -109,17 +109,24 @@ def test_a_worker_that_dies_is_replaced_and_takes_no_count_with_it(workers: Gate
     assert fallen == {}
 
 
-def test_what_is_in_flight_at_sigterm_is_answered_by_every_worker(workers: Gateway) -> None:
-    children = workers.children()
+def test_what_is_in_flight_at_sigterm_is_answered_by_every_worker(
+    tmp_path: Path, release: Release, redis_url: str, customers: list[str]
+) -> None:
+    """Enough to explain for seconds: what a worker has in flight is seen by others once a second."""
+    patience = {"RAPPORT_MAX_INFLIGHT_EXPLAIN_ROWS": "4000", "RAPPORT_EXPLAIN_DEADLINE_MS": "60000"}
     body = {"entities": [{"customer_id": "c1"}] * 32}
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(requests.post, f"{workers.url}/v1/explain", json=body, timeout=60) for _ in range(2)]
+    with (
+        two_workers(tmp_path, release, redis_url, RAPPORT_DRAIN_S="60", **patience) as workers,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        children = workers.children()
+        asked = [pool.submit(requests.post, f"{workers.url}/v1/explain", json=body, timeout=60) for _ in range(40)]
         until(lambda: total(workers.url, "rapport_inflight", lane="explain") >= 32, "never in flight")
         workers.process.terminate()
         assert {answer.result().status_code for answer in asked} == {200}
 
-    assert workers.process.wait(20) == 128 + signal.SIGTERM
-    assert not any(map(alive, children))
+        assert workers.process.wait(20) == 128 + signal.SIGTERM
+        assert not any(map(alive, children))
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(workers: Gateway) -> None:
