@@ -98,12 +98,18 @@ class DirectProtocol(HttpToolsProtocol):
             self.answering.disconnected = True
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        if self.held is not None:
+            self._hold_no_longer()  # begun, so it is answered
+        super().shutdown()
+
     def _is_plain(self) -> bool:
-        """One request at a time, without anything that HTTP has for special cases."""
+        """One request at a time, without anything that HTTP has for special cases, from a client that reads answers."""
         parser = self.parser
         return (
             parser.get_method() == b"POST"
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
             and parser.get_http_version() == "1.1"
             and parser.should_keep_alive()
             and not parser.should_upgrade()
