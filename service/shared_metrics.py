@@ -7,7 +7,11 @@ from prometheus_client import CollectorRegistry, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus_client's own variable."""
+"""prometheus_client's own variable. Others may have set it for themselves (Feast does when it is imported), so it does
+not say whether the metrics of this process are shared."""
+
+_shared: list[Path] = []
+"""Where they are kept, once they are."""
 
 
 def share(directory: Path, worker: int) -> None:
@@ -18,13 +22,13 @@ def share(directory: Path, worker: int) -> None:
     killed takes with it what it has counted since its last flush.
     """
     os.environ[DIRECTORY] = str(directory)
+    _shared[:] = [directory]
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
 
 
 def shared_directory() -> Path | None:
     """Where the metrics of this process are kept; None where they are its own."""
-    directory = os.environ.get(DIRECTORY)
-    return Path(directory) if directory else None
+    return _shared[0] if _shared else None
 
 
 def forget(directory: Path, worker: int) -> None:

@@ -86,7 +86,7 @@ def customers(redis: "Redis", release: Release) -> list[str]:
 @pytest.fixture(scope="session", params=["straight", "asgi"])
 def gateway(release: Release, redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """One gateway with the default settings, for all tests that need no other; with direct.py in front, and without."""
-    app = create_app(Settings(models=release.root, redis=redis_url, as_of=AS_OF))
+    app = create_app(Settings(models=release.root, redis=redis_url, as_of=AS_OF, log_level="warning"))
     with running(app, straight=request.param == "straight") as url:
         wait_ready(url)
         yield url
@@ -110,7 +110,9 @@ def start(release: Release, redis_url: str) -> Iterator[Start]:
             ready: bool = True,
             **settings: object,
         ) -> str:
-            given = {"models": release.root, "redis": redis_url, "as_of": AS_OF, "release_poll_s": 0.05} | settings
+            given = {
+                "models": release.root, "redis": redis_url, "as_of": AS_OF, "release_poll_s": 0.05, "log_level": "warning",
+            } | settings  # fmt: skip
             url = stack.enter_context(running(create_app(Settings(**given), backend=backend, reader=reader)))  # type: ignore[arg-type]
             if ready:
                 wait_ready(url)

@@ -97,6 +97,17 @@ def test_metrics_count_what_was_asked(start: Start, customers: list[str]) -> Non
         assert total(url, "rapport_stage_duration_seconds_count", stage=stage) >= 3, stage
 
 
+def test_metrics_are_this_processs_own_whatever_others_do_with_prometheus(
+    start: Start, customers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feast sets this variable of prometheus_client's when it is imported."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    url = start()
+    requests.post(f"{url}/v1/predict", json=GOOD, timeout=5)
+
+    assert total(url, "rapport_requests_total", route="/v1/predict", code="200") == 1
+
+
 def test_nothing_a_client_sends_becomes_a_label(start: Start, customers: list[str]) -> None:
     url = start()
     requests.post(f"{url}/v1/predict", json=GOOD, timeout=5)
