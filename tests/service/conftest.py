@@ -110,9 +110,8 @@ def start(release: Release, redis_url: str) -> Iterator[Start]:
             ready: bool = True,
             **settings: object,
         ) -> str:
-            given = {
-                "models": release.root, "redis": redis_url, "as_of": AS_OF, "release_poll_s": 0.05, "log_level": "warning",
-            } | settings  # fmt: skip
+            usual = {"models": release.root, "redis": redis_url, "as_of": AS_OF, "log_level": "warning"}
+            given = {**usual, "release_poll_s": 0.05, **settings}
             url = stack.enter_context(running(create_app(Settings(**given), backend=backend, reader=reader)))  # type: ignore[arg-type]
             if ready:
                 wait_ready(url)
