@@ -103,6 +103,9 @@ class Contract:
             for promised in (self.explanation.base, self.explanation.expected_error):
                 if not math.isfinite(promised.get(task.name, math.nan)):
                     raise ContractError(f"{task.name}: the explanation says no base or no expected error")
+            thresholds = [segment.at_least for segment in task.segments]
+            if thresholds != sorted(thresholds, reverse=True):
+                raise ContractError(f"{task.name}: its segments are not named from the highest to the lowest")
             if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
                 raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
 

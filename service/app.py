@@ -73,6 +73,7 @@ def create_app(
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
+            predictor.close()
             await backend.close()
             await reader.close()
             exchanges.close()

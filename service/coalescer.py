@@ -115,6 +115,14 @@ class Coalescer(Generic[Item, Result]):
             self._sweep_by(sweep_at)
         return member
 
+    def close(self) -> None:
+        """Whoever still waits gets DeadlineExceeded: the time to drain is over."""
+        self.waiting.clear()
+        for member in self.unanswered:
+            if not member.answer.done():
+                member.answer.set_exception(DeadlineExceeded())
+        self.unanswered.clear()
+
     def _start_soon(self) -> None:
         if not self.starts_soon:
             self.starts_soon = True

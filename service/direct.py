@@ -8,10 +8,13 @@ an error in it included, and everything else goes the ordinary way: uvicorn is h
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.errors import Overloaded
 from service.exchange import Exchange, problem_response
 from service.front import Front, encoded
 from service.protocol import PredictResponse
@@ -27,7 +30,8 @@ in a packet of its own. Slow and large bodies are uvicorn's, whose reading of th
 class _Cycle:
     """What uvicorn asks of the request that a connection is answering, while the answer is ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, flow: FlowControl) -> None:
+        self.flow = flow
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = True
@@ -37,6 +41,8 @@ class _Cycle:
         """uvicorn wakes whoever waits for a message; nobody does."""
 
     def has_left(self) -> bool:
+        # Behind requests that wait their turn nothing is read, not even that nobody is there.
+        self.flow.resume_reading()
         return self.disconnected
 
 
@@ -55,9 +61,10 @@ class DirectProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.held: bytes | None = None  # the body so far of a request that may be answered here
+        self.held_headers: Mapping[bytes, bytes] = {}
         self.held_since = 0.0  # monotonic
         self.held_until: asyncio.TimerHandle | None = None
-        self.answering: _Cycle | None = None
+        self.answering: _Cycle | RequestResponseCycle | None = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -66,9 +73,12 @@ class DirectProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.url == PATH and self._is_plain():
-            self.held, self.held_since = b"", time.monotonic()
-        else:
-            super().on_headers_complete()
+            self.held_headers = dict(self.headers)
+            # A body in chunks may have headers behind it, too.
+            if b"transfer-encoding" not in self.held_headers:
+                self.held, self.held_since = b"", time.monotonic()
+                return
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.held is None:
@@ -82,21 +92,32 @@ class DirectProtocol(HttpToolsProtocol):
         if self.held is None:
             super().on_message_complete()
             return
-        body, cycle, headers = self._release(), _Cycle(), dict(self.headers)
+        body, cycle, headers = self._release(), _Cycle(self.flow), self.held_headers
         exchange = self.front.exchanges.begin("POST", headers, cycle.has_left, self.held_since)
+        before, self.cycle = self.cycle, cycle  # type: ignore[assignment]
         try:
             self.front.take(exchange, headers, body, lambda outcome: self._answer(cycle, exchange, outcome))
+        except Overloaded as exc:
+            # Refusing must be cheap, and is counted once.
+            self._answer(cycle, exchange, exc)
         except Exception:  # noqa: BLE001  (it comes again, and is answered, on the ordinary way)
+            self.cycle = before
             self._hand_over(body, exchange)
             super().on_message_complete()
         else:
-            self.cycle = self.answering = cycle  # type: ignore[assignment]
+            self.answering = cycle
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._release()
         if self.answering is not None:
             self.answering.disconnected = True
+            self.answering.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # uvicorn itself tells only the last of several requests that their client has left.
+        self.answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def shutdown(self) -> None:
         if self.held is not None:
@@ -125,7 +146,7 @@ class DirectProtocol(HttpToolsProtocol):
         return body
 
     def _hold_no_longer(self) -> None:
-        exchange = self.front.exchanges.begin("POST", dict(self.headers), None, self.held_since)
+        exchange = self.front.exchanges.begin("POST", self.held_headers, None, self.held_since)
         self._hand_over(self._release(), exchange)
 
     def _hand_over(self, body: bytes, exchange: Exchange) -> None:

@@ -4,6 +4,7 @@ A router, a Request and a Response would cost more than features and model toget
 the same (openapi.py), and every other path goes on to FastAPI.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import bodies
 from service.admission import deadline_of
 from service.auth import Keyring
-from service.errors import MethodNotAllowed
+from service.errors import DeadlineExceeded, MethodNotAllowed
 from service.exchange import Exchange, Exchanges, problem_response
 from service.predictor import Done, Predictor
 from service.protocol import ExplainRequest, PredictRequest, PredictResponse
@@ -56,7 +57,9 @@ class Front:
             start = {"type": "http.response.start", "status": 200, "headers": content + exchange.headers()}
             await send(start)
             await send({"type": "http.response.body", "body": body})
-        except Exception as error:  # noqa: BLE001  (every error has its answer: errors.py is the table)
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (every error has its answer: errors.py is the table)
+            # Cancelled by uvicorn: the time to drain is over.
+            error = exc if isinstance(exc, Exception) else DeadlineExceeded()
             response = problem_response(error, exchange)
             exchange.status = response.status_code
             if response.status_code == 405:

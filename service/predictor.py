@@ -83,6 +83,10 @@ class Predictor:
         _explain(loaded, parts, request.tasks or known, request.top)
         return _response(loaded, parts, asker)
 
+    def close(self) -> None:
+        for queue in self.queues.values():
+            queue.close()
+
     def _resolve(self, request: PredictRequest | ExplainRequest, asker: Asker) -> tuple[Served, Loaded]:
         served, loaded = self.releases.resolve(request.model, request.version)
         asker.model = loaded.release.contract.model

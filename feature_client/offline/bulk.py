@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from feature_client.clock import to_iso
 from feature_client.offline import encoding
+from feature_client.offline.collisions import colliding
 from feature_client.offline.events import scratch
 from feature_client.offline.materialize import REACH, MaterializeError
 from feature_client.offline.registry import ENTITY_TYPES, KEY_VERSION, NUMBERS, SERVICE
@@ -153,6 +154,9 @@ def _registered(store: FeatureStore, service: str) -> list[View]:
         views = [_view(store.get_feature_view(name)) for name in names]
     except FeastObjectNotFoundException as exc:
         raise MaterializeError(f"{exc}: run `rapport features build` first") from exc
+    for name in names:
+        if collision := colliding(store, store.get_feature_view(name), []):
+            raise MaterializeError(collision)
     if odd := [view.name for view in views if view.keys != views[0].keys]:
         raise MaterializeError(f"{views[0].name} and {odd[0]} have different join keys: load one kind of entity")
     return views

@@ -5,13 +5,11 @@ pinned versions, disabled views and name collisions are then its own to judge. T
 Feast that was not verified is refused (offline/verify.py).
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import feast
-import mmh3
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastError, FeatureServiceNotFoundException
 from feast.feature_view import DUMMY_ENTITY_ID
@@ -19,6 +17,7 @@ from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.utils import _get_online_request_context
 from feast.value_type import ValueType
 
+from feature_client.offline.collisions import colliding, join_keys
 from feature_client.online.compat_plan import CompatColumn, CompatError, CompatPlan, CompatView
 
 VERIFIED_FEAST = ("0.67",)
@@ -79,7 +78,9 @@ def compile_compat(
         names = ", ".join(sorted(view.name for view in on_demand))
         raise CompatError(f"on-demand feature views are computed, not read: leave out {names}")
     views = tuple(_view(store, table, fields, references, full=full_feature_names) for table, fields in grouped)
-    _refuse_collisions(store, views)
+    for (table, _), view in zip(grouped, views, strict=True):
+        if collision := colliding(store, table, [column.field for column in view.columns], view.name):
+            raise CompatError(collision)
     return CompatPlan(
         project=store.project,
         service=features if isinstance(features, str) else "",
@@ -127,17 +128,13 @@ def _view(
     declared = {field.name: DECLARED.get(field.dtype.to_value_type()) for field in table.features}
     return CompatView(
         name=name,
-        keys={key: table.projection.join_key_map.get(key, key) for key in _join_keys(store, table)},
+        keys={key: table.projection.join_key_map.get(key, key) for key in join_keys(store, table)},
         columns=tuple(
             CompatColumn(field, f"{shown}__{field}" if full else field, declared.get(field))
             for field in dict.fromkeys([*order, *sorted(wanted)])
             if field in wanted
         ),
     )
-
-
-def _join_keys(store: FeatureStore, table: FeatureView) -> list[str]:
-    return sorted(store.registry.get_entity(name, store.project, allow_cache=True).join_key for name in table.entities)
 
 
 def _stored_name(store: FeatureStore, table: FeatureView) -> str:
@@ -168,19 +165,3 @@ def _keys(
     keys.pop(DUMMY_ENTITY_ID, None)
     natural = {name for view in views for name in view.keys}
     return dict(sorted(keys.items(), key=lambda item: (item[0] not in natural, item[0])))
-
-
-def _refuse_collisions(store: FeatureStore, views: Sequence[CompatView]) -> None:
-    """Feast names a value by 4 bytes of hash; values of one entity that share them overwrite each other."""
-    beside: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
-    registry, project = store.registry, store.project
-    for view in (*registry.list_feature_views(project), *registry.list_stream_feature_views(project)):
-        beside[tuple(_join_keys(store, view))].update(f"{view.name}:{field.name}" for field in view.features)
-    for read in views:
-        names = beside[tuple(sorted(read.keys))] | {f"{read.name}:{column.field}" for column in read.columns}
-        hashes: defaultdict[int, set[str]] = defaultdict(set)
-        for name in names:
-            hashes[mmh3.hash(name)].add(name)
-        for same in hashes.values():
-            if len(same) > 1:
-                raise CompatError(f"{' and '.join(sorted(same))} share one field in Feast's Redis layout: rename one")

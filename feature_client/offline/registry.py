@@ -15,6 +15,7 @@ import msgspec
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource
 from feast.errors import FeatureServiceNotFoundException
 
+from feature_client.offline.collisions import colliding
 from feature_client.offline.store import REPO, open_store
 from feature_client.offline.workspace import Workspace
 from feature_client.schema import CALENDAR, Feature, FeatureSchema, JoinKey, SchemaError
@@ -84,6 +85,8 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
         if projection.name_alias or projection.join_key_map:
             raise SchemaError(f"{projection.name}: renamed views are not served; declare the view under its own name")
         view = store.get_feature_view(projection.name)
+        if collision := colliding(store, view, [str(field.name) for field in projection.features]):
+            raise SchemaError(collision)
         keys[view.name] = {column.name: _join_key(view.name, column) for column in view.entity_columns}
         for field in projection.features:
             if _tags(view.name, field).get("role") == "entity_id":

@@ -85,8 +85,18 @@ class CompatReader:
                 replies = await pipeline.execute()
             except (RedisError, OSError) as exc:
                 raise FeatureStoreUnavailable(f"Redis did not answer: {type(exc).__name__}") from exc
+            if not all(_is_reply(reply, len(fields)) for reply in replies):
+                raise FeatureStoreUnavailable("Redis sent something that is not the reply to what was asked")
             found.update(zip(chunk, replies, strict=True))
         return [found[key] for key in keys]
+
+
+def _is_reply(reply: object, fields: int) -> bool:
+    return (
+        isinstance(reply, list)
+        and len(reply) == fields
+        and all(value is None or isinstance(value, bytes) for value in reply)
+    )
 
 
 def _value(name: str, raw: bytes | None, declared: str | None) -> Any:

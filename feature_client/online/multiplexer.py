@@ -8,6 +8,7 @@ because what redis-py itself spends on a reply is twenty times as much (docs/per
 import asyncio
 import contextlib
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,12 @@ MAX_IN_FLIGHT = 10_000
 MAX_WRITE_BYTES = 65_536
 """Of one tick: a long batch goes out in pieces, between which replies are read."""
 
+RECONNECT_S = 0.02
+"""After a failed attempt to connect, whoever asks sooner gets the same failure: nobody hammers a store that is down."""
+
+NOTHING: Any = object()
+"""What hiredis says while a reply is incomplete; its own word for that, False, is also a reply (RESP3's `#f`)."""
+
 HUGE = tuple(re.compile(rb"\%c[0-9]{6}" % kind) for kind in b"*~>")
 CUT_OFF = re.compile(rb"[*~>][0-9]{0,5}\Z")
 """The header of an aggregate of 100,000 elements or more, whole or cut off by the end of a packet. No reply of ours
@@ -53,13 +60,17 @@ CODES: dict[str, type[FeatureStoreUnavailable]] = {
 class Multiplexer:
     """Connects when first used, and again when the connection has ended. Belongs to the event loop that uses it.
 
-    make: a redis-py connection that has not connected yet, with its own limits on connecting.
+    make: a redis-py connection that has not connected yet, with its own limits on connecting. silence_s: a connection
+    that owes replies and sent nothing for so long is given up; one caller's own haste is no reason to.
     """
 
-    def __init__(self, make: Callable[[], AbstractConnection]) -> None:
+    def __init__(self, make: Callable[[], AbstractConnection], silence_s: float) -> None:
         self.make = make
+        self.silence_s = silence_s
         self._link: _Link | None = None
         self._connecting: asyncio.Task[_Link] | None = None
+        self._failure: tuple[float, FeatureStoreUnavailable] | None = None  # when (monotonic), and why
+        self._closed = False
 
     async def ask(self, commands: Sequence[bytes], timeout_s: float) -> list[Any]:
         """The replies, in order, as hiredis gives them; error replies are `hiredis.ReplyError` in their places.
@@ -68,20 +79,22 @@ class Multiplexer:
         all. Raises FeatureStoreUnavailable and its sub-classes. When it is cancelled or late, its replies are dropped
         when they come: nobody else gets them.
         """
-        link, received = None, 0
+        if not commands:
+            return []
+        if timeout_s <= 0:
+            raise StoreTimeout
+        link = None
         try:
             async with asyncio.timeout(timeout_s):
                 link = await self._connected()
-                received = link.received
                 try:
                     return await link.ask(commands)
                 except StoreDisconnected:
                     link = await self._connected()
-                    received = link.received
                     return await link.ask(commands)
         except TimeoutError as exc:
-            if link is not None and link.received == received:
-                # Nothing at all has come since: not slow but stalled, and a new connection may not be.
+            if link is not None and link.silent_s() >= self.silence_s:
+                # Not slow but stalled, and a new connection may not be.
                 link.end(StoreTimeout)
             raise StoreTimeout from exc
 
@@ -91,18 +104,23 @@ class Multiplexer:
             self._link.end(StoreDisconnected)
 
     async def close(self) -> None:
+        """For good: whoever still waits, and whoever asks later, gets StoreDisconnected."""
+        self._closed = True
+        if self._connecting is not None:
+            with contextlib.suppress(FeatureStoreUnavailable):
+                await asyncio.shield(self._connecting)  # it has a limit of its own
         if self._link is not None:
             self._link.end(StoreDisconnected)
             await self._link.lost
-        if self._connecting is not None:
-            self._connecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, FeatureStoreUnavailable):
-                await self._connecting
 
     async def _connected(self) -> "_Link":
         """Whoever comes while it connects waits for the same attempt."""
+        if self._closed:
+            raise StoreDisconnected
         if self._link is not None and not self._link.transport.is_closing():
             return self._link
+        if self._failure is not None and time.monotonic() - self._failure[0] < RECONNECT_S:
+            raise type(self._failure[1])(str(self._failure[1]))
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(self._settled)
@@ -110,8 +128,13 @@ class Multiplexer:
 
     def _settled(self, task: "asyncio.Task[_Link]") -> None:
         self._connecting = None
-        if not task.cancelled() and task.exception() is None:
-            self._link = task.result()
+        if task.cancelled():
+            return
+        failure = task.exception()
+        if failure is None:
+            self._link, self._failure = task.result(), None
+        elif isinstance(failure, FeatureStoreUnavailable):
+            self._failure = time.monotonic(), failure
 
     async def _connect(self) -> "_Link":
         connection = self.make()
@@ -145,12 +168,12 @@ class _Link(asyncio.Protocol):
         self.writer = writer  # closes the socket when nobody refers to it any more
         self.transport = writer.transport
         self.loop = asyncio.get_running_loop()
-        self.reader = hiredis.Reader()
+        self.reader = hiredis.Reader(notEnoughData=NOTHING)
         self.calls: deque[_Call] = deque()
         self.outbox: deque[bytes] = deque()
         self.held = b""  # the end of a packet that may be the beginning of a header
         self.in_flight = 0
-        self.received = 0  # packets
+        self.heard = 0.0  # monotonic: since when it owes replies, or when it last sent something
         self.writable = True
         self.lost = self.loop.create_future()
         self.transport.set_protocol(self)
@@ -159,12 +182,18 @@ class _Link(asyncio.Protocol):
         if self.in_flight + len(commands) > MAX_IN_FLIGHT:
             raise FeatureStoreUnavailable("too many reads are in flight")
         call = _Call(len(commands), self.loop.create_future())
+        if not self.calls:
+            self.heard = time.monotonic()
         self.in_flight += call.wanted
         self.calls.append(call)
         if not self.outbox:
             self.loop.call_soon(self._flush)
         self.outbox.extend(commands)
         return await call.future
+
+    def silent_s(self) -> float:
+        """For how long it has owed replies without sending anything."""
+        return time.monotonic() - self.heard if self.calls else 0.0
 
     def end(self, reason: type[FeatureStoreUnavailable], *message: str) -> None:
         self.transport.abort()
@@ -194,7 +223,7 @@ class _Link(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        self.received += 1
+        self.heard = time.monotonic()
         if self.held:
             data, self.held = self.held + data, b""
         if cut := CUT_OFF.search(data, max(len(data) - 6, 0)):
@@ -219,7 +248,7 @@ class _Link(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         self.reader.feed(data)
         gets, calls = self.reader.gets, self.calls
-        while (reply := gets()) is not False:
+        while (reply := gets()) is not NOTHING:
             if not calls:
                 raise hiredis.ProtocolError("a reply to nothing")
             call = calls[0]

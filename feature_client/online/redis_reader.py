@@ -1,6 +1,7 @@
 """Features from Feast's Redis: one round trip a batch, decoded strictly."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from feature_client.online.connection import connect, parse
 from feature_client.online.decoding import MIX_UP, Refusal, Reply, decode
 from feature_client.online.multiplexer import GARBAGE, Multiplexer, reply_error
 from feature_client.online.plan import EntityKey, Hash, ReadPlan
-from feature_client.online.reader import FeatureStoreUnavailable
+from feature_client.online.reader import FeatureStoreUnavailable, StoreDenied
 from feature_client.schema import FeatureBatch
 
 TIMEOUT_S = 0.05
@@ -31,6 +32,9 @@ SAMPLE_EVERY_S, SAMPLE_AGAIN_S = 60.0, 1.0
 """The second where none of the keys was there."""
 
 MAX_LAYOUTS = 64
+
+MAX_WRONG, WRONG_S = 1_000, 60.0
+"""Rows of another entity that stay so on a new connection are remembered: they cost nobody a connection again."""
 
 WHOLE_FROM = 0.4
 """Share of a small hash from which reading all of it is cheaper for Redis than looking fields up one by one: in a
@@ -47,6 +51,8 @@ class _Layouts:
         """Picks the values of `hash_.fields` from a reply of names and values in turns."""
         found = self.known.get(names)
         if found is None:
+            if not all(type(name) is bytes and (len(name) == NAME_BYTES or name[:4] == b"_ts:") for name in names):
+                raise _NoReply
             if len(self.known) >= MAX_LAYOUTS:
                 self.known.clear()
             found = self.known[names] = _picker(names, hash_.fields)
@@ -82,6 +88,7 @@ class RedisReader:
     def __init__(self, multiplexer: Multiplexer, timeout_s: float = TIMEOUT_S) -> None:
         self.multiplexer = multiplexer
         self.timeout_s = timeout_s
+        self._wrong_until: dict[EntityKey, float] = {}  # rows that are wrong on every connection (monotonic)
         self._samples: set[asyncio.Task[None]] = set()
         self._styles: WeakKeyDictionary[Hash, _Style] = WeakKeyDictionary()
 
@@ -91,7 +98,7 @@ class RedisReader:
 
         Raises ConnectionStringError. Connects when first used.
         """
-        return cls(Multiplexer(connect(parse(text), timeout_s).connection_pool.make_connection), timeout_s)
+        return cls(Multiplexer(connect(parse(text), timeout_s).connection_pool.make_connection, timeout_s), timeout_s)
 
     async def fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], timeout_s: float) -> FeatureBatch:
         """See FeatureReader."""
@@ -116,7 +123,9 @@ class RedisReader:
 
     async def _fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], ends: float) -> FeatureBatch:
         batch = decode(plan, keys, await self._read(plan, keys, ends))
-        if MIX_UP not in batch.refused.values():
+        wrong = {keys[row] for row, reason in batch.refused.items() if reason == MIX_UP}
+        now = time.monotonic()
+        if all(self._wrong_until.get(key, 0.0) > now for key in wrong):
             return batch
         # Were it the connection, then rows without a copy of the id could be somebody else's, too. On a new one, the
         # same rows are refused again where it is they that are wrong.
@@ -125,6 +134,9 @@ class RedisReader:
         if again.refused != batch.refused:
             self.multiplexer.drop()
             raise FeatureStoreUnavailable("replies of Redis are mixed up")
+        if len(self._wrong_until) + len(wrong) > MAX_WRONG:
+            self._wrong_until.clear()
+        self._wrong_until.update(dict.fromkeys(wrong, now + WRONG_S))
         return again
 
     async def _ask(self, commands: Sequence[bytes], ends: float) -> list[Any]:
@@ -147,6 +159,10 @@ class RedisReader:
             except _NoReply as exc:
                 self.multiplexer.drop()
                 raise FeatureStoreUnavailable(GARBAGE) from exc
+            except StoreDenied:
+                # Some may look fields up but not read all of a hash.
+                read.style.whole, read.style.sample_at = False, math.inf
+                raise
         for read in reads:
             if time.monotonic() >= read.style.sample_at:
                 read.style.sample_at = time.monotonic() + SAMPLE_EVERY_S
@@ -169,7 +185,8 @@ class RedisReader:
             replies = await self.multiplexer.ask(commands, self.timeout_s)
         except FeatureStoreUnavailable:
             return
-        stored = [found for found in zip(replies[::2], replies[1::2], strict=True) if isinstance(found[0], bytes)]
+        answers = zip(replies[::2], replies[1::2], strict=True)
+        stored = [(kind, length) for kind, length in answers if isinstance(kind, bytes) and isinstance(length, int)]
         if not stored:
             style.sample_at = time.monotonic() + SAMPLE_AGAIN_S
             return
@@ -209,9 +226,11 @@ class _Read:
             # A key of another type is its own fault and no other's.
             return Refusal("Redis refused: WRONGTYPE")
         if self.whole:
+            if len(reply) % 2:
+                raise _NoReply
             try:
                 reply = self.style.layouts.picker(self.hash, tuple(reply[::2]))(reply)
-            except (TypeError, IndexError) as exc:  # names that are none, a name without a value
+            except TypeError as exc:  # names that cannot be looked up
                 raise _NoReply from exc
         if len(reply) != len(self.hash.fields):
             raise _NoReply
@@ -222,6 +241,9 @@ class _Read:
 class _NoReply(Exception):
     """Something that is not a reply to what was asked."""
 
+
+NAME_BYTES = 4
+"""Of a value's name in Feast's layout; event times have names of their own."""
 
 USUAL = {bytes, type(None)}
 """What a reply may hold."""

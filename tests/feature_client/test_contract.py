@@ -57,6 +57,13 @@ def test_the_digest_is_over_content_not_over_formatting() -> None:
     assert Contract.from_json(dense).digest == CONTRACT.digest
 
 
+def test_segments_are_named_from_the_highest_to_the_lowest() -> None:
+    upside_down = replace(CHURN, segments=CHURN.segments[::-1])
+
+    with pytest.raises(ContractError, match="from the highest to the lowest"):
+        replace(CONTRACT, tasks=(upside_down, SPEND))
+
+
 def test_any_change_of_what_is_promised_changes_the_digest() -> None:
     changed = [
         replace(CONTRACT, model="other"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -193,6 +194,73 @@ def test_a_refused_request_is_charged_and_counted_once(
     assert [answer.status_code for answer in refused] == [422, 422, 422]
     assert total(counting, "rapport_requests_total", code="422") == 1
     assert taken == []
+
+
+def test_who_is_refused_at_the_door_is_counted_once(start: Start, customers: list[str], release: Release) -> None:
+    backend = golden(release)
+    url = start(backend, deadline_ms=60_000, max_inflight_rows=1_000)
+    backend.delay_s = 3_600.0
+    many = json.dumps({"entities": [{"customer_id": "c1"}] * 999}).encode()
+    with connected(url) as full, connected(url) as refused:
+        full.sendall(head(size=len(many)) + many)
+        until(lambda: total(url, "rapport_inflight", lane="predict") == 999, "never admitted")
+        refused.sendall(2 * (head(size=len(many)) + many))
+        first, headers, _, rest = answer(refused)
+        second, *_ = answer(refused, rest)
+
+    assert (first, second, headers[b"retry-after"]) == (503, 503, b"1")
+    assert total(url, "rapport_shed_total", lane="predict") == 2
+    assert total(url, "rapport_requests_total", code="503") == 2
+
+
+@pytest.mark.parametrize("first", [b"/v1/predict", b"/v1/predict?asgi"])
+def test_clients_that_leave_several_requests_behind_are_noticed_and_make_no_defects(
+    start: Start, customers: list[str], release: Release, first: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = golden(release)
+    url = start(backend, deadline_ms=60_000)
+    backend.delay_s = 3_600.0
+    for _ in range(5):
+        with connected(url) as connection:
+            connection.sendall(head(target=first) + BODY + (head() + BODY) * 2)
+    until(lambda: total(url, "rapport_requests_total", code="499") >= 5, "nobody was missed")
+    until(lambda: total(url, "rapport_inflight", lane="predict") == 0, "still admitted")
+
+    assert total(url, "rapport_requests_total", code="500") == 0
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_body_in_chunks_goes_the_ordinary_way_and_what_stands_behind_it_is_no_header(
+    start: Start, customers: list[str], taken: list[bytes]
+) -> None:
+    top = (b"POST /v1/predict HTTP/1.1", b"Host: x", *PLAIN, b"Transfer-Encoding: chunked", b"", b"")
+    with connected(start()) as connection:
+        connection.sendall(b"\r\n".join(top) + b"%x\r\n%b\r\n" % (len(BODY), BODY))
+        time.sleep(0.02)
+        connection.sendall(b"0\r\nContent-Type: text/plain\r\n\r\n")
+        assert answer(connection)[0] == 200
+
+    assert taken == []
+
+
+@pytest.mark.parametrize("target", [b"/v1/predict", b"/v1/predict?asgi"])
+def test_what_outlives_the_drain_is_told_so(
+    tmp_path: Path, release: Release, redis_url: str, redis: Any, customers: list[str], target: bytes
+) -> None:
+    patience = {"RAPPORT_REDIS_TIMEOUT_MS": "30000", "RAPPORT_DRAIN_S": "1"}
+    with gateway_process(tmp_path, release, redis_url, **patience) as (process, url):
+        until(lambda: requests.get(f"{url}/readyz", timeout=5).status_code == 200, "never ready")
+        with connected(url) as connection:
+            redis.execute_command("CLIENT", "PAUSE", "4000", "ALL")
+            connection.sendall(head(*PLAIN, b"X-Deadline-Ms: 60000", target=target) + BODY)
+            time.sleep(0.3)  # until it waits for Redis
+            process.terminate()
+            status, _, body, _ = answer(connection)
+        assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+        process.wait(20)
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    [line] = [event for event in events if event.get("route") == "/v1/predict"]
+    assert (line["status"], line["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_failure_behind_the_queue_is_the_problem_that_it_is(

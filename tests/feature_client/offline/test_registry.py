@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import mmh3
 import msgspec
 import pandas as pd
 import pytest
@@ -140,6 +141,24 @@ service = """,
     assert [key.name for key in schema.entity] == ["car_id", "driver_id"]
     assert schema.join_keys == {"cars": ("car_id",), "stats": ("driver_id",)}
     assert schema.join_keys_of("cars") == ("car_id",)
+
+
+def test_a_feature_that_another_view_would_overwrite_is_refused(tmp_path: Path) -> None:
+    """One that the model does not read, but that shares its entity and its four bytes in Redis."""
+    mine = {mmh3.hash(f"stats:x{number}"): f"x{number}" for number in range(100_000)}
+    theirs = next(name for number in range(1_000_000) if mmh3.hash(f"beside:{(name := f'y{number}')}") in mine)
+    field = mine[mmh3.hash(f"beside:{theirs}")]
+    definitions = DEFINITIONS.replace(
+        "service = ",
+        f"""beside = FeatureView(
+    name="beside", entities=[driver], schema=[Field(name="driver_id", dtype=Int64), Field(name="{theirs}", dtype=String)],
+    source=FileSource(name="beside", path="beside.parquet", timestamp_field="event_timestamp"),
+)
+service = """,
+    )
+
+    with pytest.raises(SchemaError, match=f"beside:{theirs} and stats:{field} share one field"):
+        compiled(tmp_path, f'Field(name="{field}", dtype=String)', definitions=definitions)
 
 
 def test_a_view_without_an_entity_is_refused(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def echo(text: str | bytes) -> bytes:
 
 
 @asynccontextmanager
-async def connected(address: Address) -> AsyncIterator[Multiplexer]:
-    redis = Multiplexer(connect(address, PATIENCE_S).connection_pool.make_connection)
+async def connected(address: Address, silence_s: float = PATIENCE_S) -> AsyncIterator[Multiplexer]:
+    redis = Multiplexer(connect(address, PATIENCE_S).connection_pool.make_connection, silence_s)
     try:
         yield redis
     finally:
@@ -166,21 +166,100 @@ def test_more_than_can_be_in_flight_is_refused_and_harms_nobody(redis_url: str) 
     asyncio.run(scenario())
 
 
-def test_a_late_reply_goes_to_nobody(redis_url: str) -> None:
+SLOW = packed("EVAL", "local t = redis.call('TIME') while redis.call('TIME')[1] - t[1] < 2 do end", "0")
+"""Redis answers nobody meanwhile."""
+
+
+def test_one_callers_haste_is_nobody_elses_and_a_late_reply_goes_to_nobody(redis_url: str) -> None:
     async def scenario() -> None:
         async with connected(parse(redis_url)) as redis:
             await redis.ask([echo("warm")], PATIENCE_S)
-            slow = packed("EVAL", "local t = redis.call('TIME') while redis.call('TIME')[1] - t[1] < 2 do end", "0")
-            patient = asyncio.create_task(redis.ask([echo("before"), slow, echo("behind")], PATIENCE_S))
+            link = redis._link
+            patient = asyncio.create_task(redis.ask([echo("before"), SLOW, echo("behind")], PATIENCE_S))
+            await asyncio.sleep(0)
+            for haste_s in (0.05, 0.001, 0.0, -1.0):
+                with pytest.raises(StoreTimeout):
+                    await redis.ask([echo("late")], haste_s)
+            before, _, behind = await patient
+            assert (before, behind) == (b"before", b"behind")
+            assert await redis.ask([echo("next")], PATIENCE_S) == [b"next"]
+            assert redis._link is link
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_owes_replies_and_is_silent_is_given_up(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(parse(redis_url), silence_s=0.05) as redis:
+            await redis.ask([echo("warm")], PATIENCE_S)
+            patient = asyncio.create_task(redis.ask([SLOW], PATIENCE_S))
             await asyncio.sleep(0)
             with pytest.raises(StoreTimeout):
-                await redis.ask([echo("late")], 0.05)
-            # Nothing had come since it was asked: the connection counts as stalled, for everyone on it.
+                await redis.ask([echo("late")], 0.1)
             with pytest.raises(StoreTimeout):
                 await patient
             assert await redis.ask([echo("next")], PATIENCE_S) == [b"next"]
 
     asyncio.run(scenario())
+
+
+def test_nothing_to_ask_is_answered_without_redis_and_keeps_nobody_waiting(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(parse(redis_url)) as redis:
+            assert await redis.ask([], PATIENCE_S) == []
+            assert await redis.ask([echo("x")], PATIENCE_S) == [b"x"]
+
+    asyncio.run(scenario())
+
+
+def test_a_reply_that_hiredis_calls_false_is_a_reply() -> None:
+    async def scenario() -> None:
+        async with serving(Server(b"#f\r\n$1\r\n2\r\n$1\r\n3\r\n")) as redis:
+            assert await redis.ask([echo("1"), echo("2"), echo("3")], PATIENCE_S) == [False, b"2", b"3"]
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_when_it_closes_is_told_so_in_our_words(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(parse(redis_url)) as redis:
+            first = asyncio.create_task(redis.ask([SLOW], PATIENCE_S))  # still connecting
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(redis.close())
+            for task in (first, asyncio.create_task(redis.ask([echo("later")], PATIENCE_S))):
+                with pytest.raises(StoreDisconnected):
+                    await task
+            await closing
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_is_down_is_not_hammered(own_redis: LocalRedis) -> None:
+    attempts = 0
+
+    async def scenario() -> None:
+        nonlocal attempts
+        make = connect(parse(own_redis.address), PATIENCE_S).connection_pool.make_connection
+
+        def counted() -> Any:
+            nonlocal attempts
+            attempts += 1
+            return make()  # type: ignore[no-untyped-call]
+
+        redis = Multiplexer(counted, PATIENCE_S)
+        own_redis.__exit__(None, None, None)
+        ends = asyncio.get_running_loop().time() + 10 * multiplexer.RECONNECT_S
+        asked = 0
+        while asyncio.get_running_loop().time() < ends:
+            with pytest.raises(StoreDisconnected):
+                await redis.ask([echo("x")], PATIENCE_S)
+            asked += 1
+            await asyncio.sleep(0)
+        assert asked > attempts
+        await redis.close()
+
+    asyncio.run(scenario())
+    assert 1 <= attempts <= 11
 
 
 @pytest.mark.parametrize("header", [b"*1000000000\r\n", b"~1000000000\r\n", b">1000000000\r\n"])

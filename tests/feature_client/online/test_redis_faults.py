@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -17,8 +18,8 @@ from redis import Redis
 
 from feature_client.online.local_redis import LocalRedis
 from feature_client.online.plan import EntityKey, ReadPlan
-from feature_client.online.reader import FeatureStoreUnavailable
-from feature_client.online.redis_reader import RedisReader
+from feature_client.online.reader import FeatureStoreUnavailable, StoreDenied
+from feature_client.online.redis_reader import RedisReader, _Style
 from feature_client.schema import FeatureBatch
 from tests import feast_layout
 from tests.feature_client.online.shop import NOW, SHOP, feature, schema_of
@@ -280,7 +281,7 @@ class Impostor:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while command := await reader.read(65_536):
-            if b"HMGET" in command:
+            if b"HMGET" in command or b"HGETALL" in command:
                 self.reads += 1
                 writer.write(self.answer)
                 if not self.answer:
@@ -371,8 +372,9 @@ def test_after_a_wrong_answer_nothing_unread_is_taken_for_the_next_one() -> None
 class Liar:
     """Redis behind a proxy that spoils replies now and then: swapped, short, long, garbage, of another type."""
 
-    def __init__(self, redis: RealRedis, draw: random.Random) -> None:
+    def __init__(self, redis: RealRedis, draw: random.Random, others: list[bytes]) -> None:
         self.redis = redis
+        self.others = others  # of another type
         self.draw = draw
         self.lies = 0
         self.handlers: set[asyncio.Task[Any] | None] = set()
@@ -403,9 +405,7 @@ class Liar:
             case 2:
                 replies[one] = replies[one][: self.draw.randrange(len(replies[one]))]
             case 3:
-                replies[one] = self.draw.choice(
-                    [b":7\r\n", b"$-1\r\n", b"*0\r\n", b"+OK\r\n", b"-ERR no\r\n", b"*1\r\n:1\r\n"]
-                )
+                replies[one] = self.draw.choice(self.others)
             case 4:
                 replies[one] = self.draw.randbytes(self.draw.randrange(40))
             case _:
@@ -428,17 +428,21 @@ def resp(value: Any) -> bytes:
             return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
-def test_a_spoiled_reply_never_becomes_somebodys_value(redis: RealRedis, redis_url: str) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["hmget", "hgetall"])
+def test_a_spoiled_reply_never_becomes_somebodys_value(redis: RealRedis, redis_url: str, whole: bool) -> None:  # noqa: FBT001
     customers = [f"c{number}" for number in range(40)]
     for number, customer in enumerate(customers):
         put(redis_url, customer, number)
 
     async def scenario() -> int:
         draw = random.Random(17)
-        liar = Liar(redis, draw)
+        # All of a hash that is not there is `*0`, so that of a hash is no lie that could be noticed.
+        empty = [] if whole else [b"*0\r\n"]
+        liar = Liar(redis, draw, [b":7\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR no\r\n", *empty])
         server = await asyncio.start_server(liar, "127.0.0.1", 0)
         right = 0
         async with reading(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", 0.1) as reader:
+            reader._styles[PLAN.hashes[0]] = _Style(whole, math.inf)
             for _ in range(400):
                 asked = draw.sample(range(40), 4)
                 try:
@@ -455,3 +459,63 @@ def test_a_spoiled_reply_never_becomes_somebodys_value(redis: RealRedis, redis_u
         return right
 
     assert asyncio.run(scenario()) > 300
+
+
+NO_HASHES = [
+    b"*1\r\n:1\r\n",
+    b"*2\r\n:1\r\n:2\r\n",
+    b"*2\r\n-ERR a\r\n:1\r\n",
+    b"*3\r\n" + VALUE * 3,
+    b"*4\r\n" + VALUE * 4,
+]
+
+
+@pytest.mark.parametrize("reply", NO_HASHES)
+def test_garbage_for_all_of_a_hash_is_no_unknown_customer(reply: bytes) -> None:
+    async def scenario() -> None:
+        async with impostor(reply) as (_, reader):
+            reader._styles[PLAN.hashes[0]] = _Style(whole=True, sample_at=math.inf)
+            assert "not the reply" in await fails(reader)
+
+    asyncio.run(scenario())
+
+
+def test_a_row_that_stays_wrong_costs_nobody_a_connection(redis: RealRedis, redis_url: str) -> None:
+    put(redis_url, "a", 1, owner=SECRET)
+    put(redis_url, "b", 2)
+
+    async def asks(reader: RedisReader, customer: str) -> None:
+        for _ in range(100):
+            batch = await reader.fetch(PLAN, keys_of(customer), PATIENCE_S)
+            assert (batch.refused == {}) == (customer == "b")
+
+    async def scenario() -> None:
+        async with reading(redis_url) as reader:
+            await asks(reader, "a")
+            before = redis.info("stats")["total_connections_received"]
+            await asyncio.gather(*(asks(reader, customer) for customer in "aaaabbbb"))
+            assert redis.info("stats")["total_connections_received"] == before
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("probes", [("+object|encoding", "+hlen"), ("+object|encoding",), ()], ids=len)
+def test_a_user_who_may_read_fields_alone_reads_fields(own_redis: LocalRedis, probes: tuple[str, ...]) -> None:
+    put(own_redis.address, "a", 1)
+    with Redis(port=own_redis.port) as client:
+        major = int(client.info("server")["redis_version"].partition(".")[0])
+        commands = ["+hmget", "+ping", *probes]
+        allowed = commands if major >= 7 else [command.replace("|encoding", "") for command in commands]
+        client.acl_setuser("reader", enabled=True, passwords=["+secret"], keys=["*"], commands=allowed)
+
+    async def scenario() -> None:
+        async with reading(f"{own_redis.address},username=reader,password=secret") as reader:
+            answers = []
+            for _ in range(20):
+                with contextlib.suppress(StoreDenied):
+                    answers.append((await fetch(reader, "a")).numbers[0, 0])
+                await asyncio.sleep(0.01)  # the style is sampled beside
+            assert len(answers) >= 19
+            assert set(answers) == {1.0}
+
+    asyncio.run(scenario())
