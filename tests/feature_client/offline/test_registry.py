@@ -151,7 +151,8 @@ def test_a_feature_that_another_view_would_overwrite_is_refused(tmp_path: Path) 
     definitions = DEFINITIONS.replace(
         "service = ",
         f"""beside = FeatureView(
-    name="beside", entities=[driver], schema=[Field(name="driver_id", dtype=Int64), Field(name="{theirs}", dtype=String)],
+    name="beside", entities=[driver],
+    schema=[Field(name="driver_id", dtype=Int64), Field(name="{theirs}", dtype=String)],
     source=FileSource(name="beside", path="beside.parquet", timestamp_field="event_timestamp"),
 )
 service = """,
