@@ -105,10 +105,11 @@ class Predictor:
             self.admission.leave("predict", len(work))
             try:
                 parts = answer.result()
-                _note(parts, asker)
-                done(_response(loaded, parts, asker))
             except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
                 done(exc)
+            else:
+                _note(parts, asker)
+                done(_response(loaded, parts, asker))
 
         try:
             queue.enter(work, asker).answer.add_done_callback(finish)
