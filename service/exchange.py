@@ -30,7 +30,7 @@ TOGETHER = 64
 SETTLE_S = 0.05
 """Requests that have ended are counted once there are so many, or after so long: no scrape sees it."""
 
-TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()
+TIMING = ", ".join(f"{stage};dur=%.4f" for stage in STAGES).encode()
 """Server-Timing of a request that went through all of them, in milliseconds."""
 
 
@@ -61,7 +61,7 @@ class Exchange(Asker):
             timing = TIMING % (decode * 1e3, admit * 1e3, features * 1e3, queue * 1e3, infer * 1e3, encode * 1e3)
             headers.append((b"server-timing", timing))
         elif stages:
-            headers.append((b"server-timing", ", ".join(f"{s};dur={t * 1e3:.3f}" for s, t in stages.items()).encode()))
+            headers.append((b"server-timing", ", ".join(f"{s};dur={t * 1e3:.4f}" for s, t in stages.items()).encode()))
         return headers
 
 
