@@ -5,6 +5,7 @@
 Both read the same features of the same customers, and what they read must be equal. Prints one JSON object:
 
     single       one customer a read, 64 reads at once: CPU microseconds a read, one figure a round
+    coalesced    the same 64 through our reader as the gateway does it, in one read: CPU microseconds a customer
     batch        100 customers a read, one read at a time
     encode       from what was read to the model's input tensors, of 1 and of 100 customers (Feast has no such step)
     by_features  our reader alone on made-up views of 10 to 300 numbers: single reads, and batches of 100
@@ -88,6 +89,7 @@ async def measure(workspace: Workspace, seconds: float, rounds: int) -> dict[str
             "features": len(stored_names(schema)),
             "compared": len(sample),
             "single": {"feast_us": [], "ours_us": []},
+            "coalesced": {"feast_us": [], "ours_us": []},
             "batch": {"feast_us": [], "ours_us": []},
             "encode": {"1": [], str(BATCH): []},
         }
@@ -95,6 +97,9 @@ async def measure(workspace: Workspace, seconds: float, rounds: int) -> dict[str
             for case, size, at_once in (("single", 1, CONCURRENT), ("batch", BATCH, 1)):
                 for name, read in (("ours", ours), ("feast", feast)):
                     result[case][f"{name}_us"].append(await cost_us(read, customers, size, at_once, seconds))
+            together = await cost_us(ours, customers, CONCURRENT, 1, seconds)
+            result["coalesced"]["ours_us"].append(round(together / CONCURRENT, 2))
+            result["coalesced"]["feast_us"].append(result["single"]["feast_us"][-1])
             for size in (1, BATCH):
                 result["encode"][str(size)].append(encode_us(schema, await ours(customers[:size]), as_of, seconds))
     finally:

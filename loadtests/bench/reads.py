@@ -22,7 +22,12 @@ def reads(plan: Plan) -> Iterator[Row]:
     if run.returncode != 0:
         raise WrongAnswer(run.stderr.strip().rpartition("\n")[2])
     costs = json.loads(run.stdout.splitlines()[-1])
-    for case, what, mark in (("single", "one entity at 64 concurrent", 25.0), ("batch", "a batch of 100", 18.0)):
+    cases = (
+        ("single", "one entity at 64 concurrent, each a read of its own", 25.0),
+        ("coalesced", "one entity at 64 concurrent, in one read as the gateway does it", 25.0),
+        ("batch", "a batch of 100", 18.0),
+    )
+    for case, what, mark in cases:
         cost = costs[case]
         yield Row(
             f"read_{case}",
