@@ -16,6 +16,8 @@ import hiredis
 import pytest
 from redis import Redis
 
+from feature_client.online.compat import CompatReader
+from feature_client.online.compat_plan import CompatColumn, CompatPlan, CompatView
 from feature_client.online.local_redis import LocalRedis
 from feature_client.online.plan import EntityKey, ReadPlan
 from feature_client.online.reader import FeatureStoreUnavailable, StoreDenied
@@ -517,5 +519,27 @@ def test_a_user_who_may_read_fields_alone_reads_fields(own_redis: LocalRedis, pr
                 await asyncio.sleep(0.01)  # the style is sampled beside
             assert len(answers) >= 19
             assert set(answers) == {1.0}
+
+    asyncio.run(scenario())
+
+
+NO_ROWS = [b"*0\r\n", b":1\r\n", b"+OK\r\n", b"*-1\r\n", b"*2\r\n:1\r\n:2\r\n", b"*1\r\n$0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("reply", NO_ROWS)
+def test_compat_mode_takes_no_garbage_for_an_answer_either(reply: bytes) -> None:
+    view = CompatView("orders", {"customer_id": "customer_id"}, (CompatColumn("orders", "orders"),))
+    plan = CompatPlan("shop", "service", {"customer_id": "string"}, (view,))
+
+    async def scenario() -> None:
+        handler = Impostor(reply)
+        server = await asyncio.start_server(handler, "127.0.0.1", 0)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        reader = CompatReader.from_connection_string(plan, address, PATIENCE_S)
+        with pytest.raises(FeatureStoreUnavailable):
+            await reader.get_online_features([{"customer_id": SECRET}])
+        await reader.close()
+        server.close()
+        await asyncio.gather(*filter(None, handler.handlers))
 
     asyncio.run(scenario())
