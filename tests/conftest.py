@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from feature_client.online.local_redis import LocalRedis
 
@@ -16,6 +17,15 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of a real Redis, shared by the session: whoever writes to it cleans up first."""
     with LocalRedis(tmp_path_factory.mktemp("redis")) as redis:
         yield redis.address
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator["Redis"]:
+    """The same Redis, empty."""
+    host, _, port = redis_url.rpartition(":")
+    with Redis(host, int(port)) as client:
+        client.flushall()
+        yield client
 
 
 @pytest.hookimpl(wrapper=True)

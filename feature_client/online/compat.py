@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from feature_client.online import wire
 from feature_client.online.compat_plan import CompatPlan, CompatView, Row
 from feature_client.online.connection import connect, parse
+from feature_client.online.multiplexer import GARBAGE
 from feature_client.online.reader import FeatureStoreUnavailable
 from feature_client.online.value import decode, decode_event_time
 
@@ -86,7 +87,7 @@ class CompatReader:
             except (RedisError, OSError) as exc:
                 raise FeatureStoreUnavailable(f"Redis did not answer: {type(exc).__name__}") from exc
             if not all(_is_reply(reply, len(fields)) for reply in replies):
-                raise FeatureStoreUnavailable("Redis sent something that is not the reply to what was asked")
+                raise FeatureStoreUnavailable(GARBAGE)
             found.update(zip(chunk, replies, strict=True))
         return [found[key] for key in keys]
 

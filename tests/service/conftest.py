@@ -62,15 +62,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 @pytest.fixture
-def redis(redis_url: str) -> Iterator["Redis"]:
-    """An empty real Redis."""
-    host, _, port = redis_url.rpartition(":")
-    with Redis(host, int(port)) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
 def customers(redis: "Redis", release: Release) -> list[str]:
     """Three customers with all their features; c3 has never come back, so churn is not defined for it."""
     for customer in ("c1", "c2", "c3"):

@@ -59,14 +59,6 @@ EXTREMES: Mapping[str, Sequence[Any]] = {
 
 
 @pytest.fixture
-def redis(redis_url: str) -> Iterator["Redis"]:
-    host, _, port = redis_url.rpartition(":")
-    with Redis(host, int(port)) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[LocalRedis]:
     with LocalRedis(tmp_path / "redis") as redis:
         yield redis

@@ -1,7 +1,7 @@
 """Finding live entities by SCAN: only those asked for, bounded, and whatever bytes their keys hold."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -15,14 +15,6 @@ from feature_client.online.compat_plan import CompatColumn, CompatPlan, CompatVi
 from feature_client.online.connection import connect, parse
 
 Answer = TypeVar("Answer")
-
-
-@pytest.fixture
-def redis(redis_url: str) -> Iterator["Redis"]:
-    host, _, port = redis_url.rpartition(":")
-    with Redis(host, int(port)) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -26,6 +26,18 @@ TYPES = {
 """Fields of the view `profile`."""
 
 
+VALUE_MEMBERS = {
+    "string": "string_val",
+    "int32": "int32_val",
+    "int64": "int64_val",
+    "float64": "double_val",
+    "float32": "float_val",
+    "bool": "bool_val",
+    "timestamp": "unix_timestamp_val",
+}
+"""Our dtype -> the member of feast.types.Value that holds it. On purpose not the table that `features verify` has."""
+
+
 def feature(view: str, field: str, dtype: str, **rules: object) -> Feature:
     kind: Literal["numeric", "category", "elapsed"] = "numeric"
     if dtype in ("string", "timestamp"):

@@ -12,7 +12,7 @@ from feature_client.offline.comparison import Mismatch, require_same
 from feature_client.online import decoding, wire
 from feature_client.online.plan import ReadPlan
 from feature_client.schema import JoinKey
-from tests.feature_client.online.shop import TYPES, feature, schema_of
+from tests.feature_client.online.shop import TYPES, VALUE_MEMBERS, feature, schema_of
 from tests.feature_client.online.values import random_member, random_value, spoiled
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ VALUES = 100_000
 AT = b"\x08\x80\x94\xeb\xdc\x03"
 """An event time that every row has."""
 
-MEMBERS = {
-    "string": "string_val",
-    "int32": "int32_val",
-    "int64": "int64_val",
-    "float64": "double_val",
-    "float32": "float_val",
-    "bool": "bool_val",
-    "timestamp": "unix_timestamp_val",
-}
 
 Column = list[bytes | None]
 
@@ -58,7 +49,7 @@ def tables(value_type: type[Any], seed: int) -> Iterator[dict[str, Column]]:
     others = [value_type(**random_value(draw)).SerializeToString() for _ in range(500)]
     sound = {
         dtype: [value_type(**{member: random_member(draw, member)}).SerializeToString() for _ in range(300)]
-        for dtype, member in MEMBERS.items()
+        for dtype, member in VALUE_MEMBERS.items()
     }
     # Today's: the fast path for timestamps is theirs.
     sound["timestamp"] += [
@@ -77,7 +68,7 @@ def tables(value_type: type[Any], seed: int) -> Iterator[dict[str, Column]]:
         elif kind == "a column":
             table[field] = [spoiled(draw, raw or b"", draw.choice(others)) for raw in table[field]]
         elif kind == "of another type":
-            table[field] = draw.choices(sound[draw.choice(list(MEMBERS))], k=rows)
+            table[field] = draw.choices(sound[draw.choice(list(VALUE_MEMBERS))], k=rows)
         elif kind == "everywhere":
             table = {
                 name: [spoiled(draw, raw or b"", draw.choice(others)) if draw.random() < 0.2 else raw for raw in column]
@@ -100,9 +91,9 @@ def shown(value_type: type[Any], raw: bytes | None, dtype: str) -> tuple[Any, bo
         message.ParseFromString(raw or b"")
     except Exception:  # noqa: BLE001  (DecodeError)
         return None, False
-    if message.WhichOneof("val") != MEMBERS[dtype]:
+    if message.WhichOneof("val") != VALUE_MEMBERS[dtype]:
         return None, False
-    value = getattr(message, MEMBERS[dtype])
+    value = getattr(message, VALUE_MEMBERS[dtype])
     if dtype == "timestamp" and value == wire.NOT_A_TIME:
         return None, False
     message.DiscardUnknownFields()

@@ -19,6 +19,7 @@ from feature_client.errors import RapportError
 from feature_client.offline.comparison import Mismatch, canonical, require_same
 from feature_client.online import value, value_message, wire
 from feature_client.online.wire import WireError
+from tests.feature_client.online.shop import VALUE_MEMBERS
 from tests.feature_client.online.values import GOLDEN, random_member, random_value, spoiled
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 
 INPUTS = 100_000
 DECLARED = {"uuid": "UUID", "uuid_list": "UUID_LIST", "uuid_set": "UUID_SET"}
-STRICT = {
-    "string": "string_val",
-    "int32": "int32_val",
-    "int64": "int64_val",
-    "float64": "double_val",
-    "float32": "float_val",
-    "bool": "bool_val",
-    "timestamp": "unix_timestamp_val",
-}
-"""dtype of the strict decoder -> the member that it reads."""
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +171,7 @@ def require_strict(value_type: type[Any], inputs: Iterable[bytes]) -> int:
     """Counts the values that the strict decoder gives. Raises Mismatch where protobuf does not give the same."""
     values = 0
     for raw in inputs:
-        for dtype, member in STRICT.items():
+        for dtype, member in VALUE_MEMBERS.items():
             try:
                 ours = wire.decode(raw, dtype)
             except WireError:
@@ -202,7 +193,7 @@ def require_strict(value_type: type[Any], inputs: Iterable[bytes]) -> int:
 @pytest.fixture(scope="module")
 def scalars(value_type: type[Any]) -> list[bytes]:
     draw = random.Random(5)
-    members = [member for member in STRICT.values() for _ in range(100)]
+    members = [member for member in VALUE_MEMBERS.values() for _ in range(100)]
     return [value_type(**{member: random_member(draw, member)}).SerializeToString() for member in members]
 
 

@@ -10,20 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_client.online.wire import NOT_A_TIME, NULL, WireError, decode, decode_event_time
+from tests.feature_client.online.shop import VALUE_MEMBERS
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-MEMBERS = {
-    "string": "string_val",
-    "int32": "int32_val",
-    "int64": "int64_val",
-    "float64": "double_val",
-    "float32": "float_val",
-    "bool": "bool_val",
-    "timestamp": "unix_timestamp_val",
-}
-"""Our dtype -> the member of feast.types.Value that holds it."""
 
 EXAMPLES = settings(max_examples=400, deadline=None, database=None)
 
@@ -60,7 +51,7 @@ def test_every_scalar_reads_as_it_was_written(value_type: type[Any]) -> None:
     @given(scalars)
     def holds(scalar: tuple[str, Any]) -> None:
         dtype, value = scalar
-        raw = value_type(**{MEMBERS[dtype]: value}).SerializeToString()
+        raw = value_type(**{VALUE_MEMBERS[dtype]: value}).SerializeToString()
         assert same(decode(raw, dtype), value)
 
     holds()
@@ -68,10 +59,10 @@ def test_every_scalar_reads_as_it_was_written(value_type: type[Any]) -> None:
 
 def test_a_value_of_another_type_is_an_error_never_a_value(value_type: type[Any]) -> None:
     @EXAMPLES
-    @given(scalars, st.sampled_from(sorted(MEMBERS)))
+    @given(scalars, st.sampled_from(sorted(VALUE_MEMBERS)))
     def holds(scalar: tuple[str, Any], dtype: str) -> None:
         written, value = scalar
-        raw = value_type(**{MEMBERS[written]: value}).SerializeToString()
+        raw = value_type(**{VALUE_MEMBERS[written]: value}).SerializeToString()
         if dtype != written:
             with pytest.raises(WireError):
                 decode(raw, dtype)
@@ -85,7 +76,7 @@ def test_lists_and_bytes_are_errors(value_type: type[Any]) -> None:
         value_type(double_list_val={"val": [1.0]}).SerializeToString(),
         value_type(string_list_val={"val": ["a"]}).SerializeToString(),
     ):
-        for dtype in MEMBERS:
+        for dtype in VALUE_MEMBERS:
             with pytest.raises(WireError):
                 decode(raw, dtype)
 
@@ -107,7 +98,7 @@ def spoiled(draw: st.DrawFn) -> bytes:
 
 def test_bytes_that_give_a_value_give_protobuf_the_same(value_type: type[Any]) -> None:
     @settings(EXAMPLES, max_examples=2_000)
-    @given(spoiled(), st.sampled_from(sorted(MEMBERS)))
+    @given(spoiled(), st.sampled_from(sorted(VALUE_MEMBERS)))
     def holds(raw: bytes, dtype: str) -> None:
         try:
             ours = decode(raw, dtype)
@@ -118,13 +109,13 @@ def test_bytes_that_give_a_value_give_protobuf_the_same(value_type: type[Any]) -
         if ours is None:
             assert member in (None, "null_val") or theirs.unix_timestamp_val == NOT_A_TIME
         else:
-            assert member == MEMBERS[dtype]
+            assert member == VALUE_MEMBERS[dtype]
             assert same(ours, getattr(theirs, member))
 
     holds()
 
 
-@pytest.mark.parametrize("dtype", sorted(MEMBERS))
+@pytest.mark.parametrize("dtype", sorted(VALUE_MEMBERS))
 def test_feasts_nulls_are_none(dtype: str) -> None:
     assert decode(b"", dtype) is None
     assert decode(NULL, dtype) is None
