@@ -6,17 +6,16 @@ agrees with every file: the manifest is written last, so a reader sees a whole r
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from feature_client.contract import Contract
 from feature_client.errors import RapportError
+from feature_client.golden import Golden, GoldenError
 
 MODEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 RELEASE_NAME = re.compile(r"([a-z0-9_]{1,64})\.([0-9]{1,9})")
@@ -25,10 +24,6 @@ MANIFEST_FORMAT = 1
 
 class ReleaseError(RapportError):
     """A release that is incomplete, damaged, or not of this format; the message names the file."""
-
-
-class RoutesError(RapportError):
-    """A routes.toml that cannot be read; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,32 @@ class Manifest:
     created_at: str
     files: Mapping[str, str]
     format: int = MANIFEST_FORMAT
+
+
+@dataclass(frozen=True, eq=False)
+class ReleaseGraph:
+    """One of a release's two graphs, with all that a backend needs to load and to prove it.
+
+    name: `engagement.3`, or `engagement.3.explain`. explains: it gives attributions and base as well as scores.
+    """
+
+    name: str
+    directory: Path
+    contract: Contract
+    golden: Golden
+    explains: bool
+
+    @property
+    def file(self) -> Path:
+        return graph_file(self.directory)
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.pbtxt"
+
+    def outputs(self, rows: int) -> dict[str, tuple[int, ...]]:
+        """Output -> shape, for that many rows."""
+        return self.contract.outputs(rows, explained=self.explains)
 
 
 @dataclass(frozen=True)
@@ -80,12 +101,16 @@ class Release:
     def card(self) -> Path:
         return self.directory / "card.md"
 
-
-class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """champion: the version that answers. unknown: what a customer without any stored row gets."""
-
-    champion: int
-    unknown: Literal["score", "reject"] = "score"
+    def graphs(self) -> tuple[ReleaseGraph, ReleaseGraph]:
+        """Scores, and scores with reasons. Raises ReleaseError."""
+        try:
+            golden = Golden.read(self.golden)
+        except GoldenError as exc:
+            raise ReleaseError(f"release {self.name}: {exc}") from exc
+        return (
+            ReleaseGraph(self.name, self.directory, self.contract, golden, explains=False),
+            ReleaseGraph(self.explain_name, self.explain_directory, self.contract, golden, explains=True),
+        )
 
 
 def graph_file(directory: Path) -> Path:
@@ -120,21 +145,6 @@ def read_release(root: Path, model: str, version: int) -> Release:
     if contract.digest != manifest.contract or contract.model != model:
         raise ReleaseError(f"release {name}: contract.json is not the one that its manifest names")
     return Release(root, manifest, contract)
-
-
-def read_routes(root: Path) -> dict[str, Route]:
-    """Model -> route. Raises RoutesError."""
-    path = root / "routes.toml"
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        routes = msgspec.convert(tables, dict[str, Route])
-    except FileNotFoundError as exc:
-        raise RoutesError(f"no release is published: {path} does not exist") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as exc:
-        raise RoutesError(f"{path}: {exc}") from exc
-    if not all(MODEL_NAME.fullmatch(model) for model in routes):
-        raise RoutesError(f"{path}: a model is named by {MODEL_NAME.pattern}")
-    return routes
 
 
 def _check(root: Path, name: str, manifest: Manifest) -> None:

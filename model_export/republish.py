@@ -7,7 +7,8 @@ from pathlib import Path
 import onnx
 
 from feature_client.contract import CONTRACT_KEY
-from feature_client.release import Release, graph_file, read_release, read_routes
+from feature_client.release import Release, graph_file, read_release
+from feature_client.routes import read_routes
 from model_export.publish import Artifacts, PublishError, publish, set_champion
 
 

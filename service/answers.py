@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.contract import Contract, Task
+from feature_client.golden import Tensors
 from feature_client.schema import BoolArray, Encoded
-from service.backends import Tensors
 from service.protocol import FeatureReport, Prediction, Reason, TaskExplanation
 
 OTHER = "other"

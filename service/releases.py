@@ -3,27 +3,21 @@
 import asyncio
 import logging
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from feature_client.contract import attribution_scale, discrepancy
 from feature_client.errors import RapportError
 from feature_client.online.plan import ReadPlan
-from feature_client.release import Release, ReleaseError, Route, list_versions, read_release, read_routes
-from service.backends import Backend, BackendUnavailable, BadModelOutput, check_outputs
+from feature_client.release import Release, ReleaseError, list_versions, read_release
+from feature_client.routes import Route, read_routes
+from service.backends import Backend, BackendUnavailable, BadModelOutput
 from service.errors import NotReady, UnknownModel
 from service.metrics import Metrics
 
 log = logging.getLogger("rapport.releases")
 
-GOLDEN_TIMEOUT_S = 30.0
 RETRY_FIRST_S, RETRY_AT_MOST_S = 0.5, 30.0
 """A release that could not be loaded is tried again, ever less often, even if no file has changed."""
 
@@ -204,34 +198,14 @@ class Releases:
             return found
         release = await asyncio.to_thread(read_release, self.root, model, version)
         try:
-            for name, directory in (
-                (release.name, release.directory),
-                (release.explain_name, release.explain_directory),
-            ):
-                if await self.backend.load(name, directory) != release.contract.digest:
-                    raise ReleaseError(f"{name}: the graph was exported with another contract")
-            await self._check_golden(release)
+            for graph in await asyncio.to_thread(release.graphs):
+                await self.backend.load(graph)
             loaded = Loaded(release, ReadPlan(release.contract.schema))
         except LOADING:
             await self._unload(release)
             raise
         self._loaded[release.name] = loaded
         return loaded
-
-    async def _check_golden(self, release: Release) -> None:
-        """The golden rows must give the golden answers on this very backend; this also warms it up."""
-        golden = await asyncio.to_thread(_read_golden, release)
-        tensors = {name: golden[name] for name in ("numeric", "categorical")}
-        scale = attribution_scale(golden["attributions"], golden["base"])
-        rows = len(golden["numeric"])
-        for name, explained in ((release.name, False), (release.explain_name, True)):
-            answers = await self.backend.infer(name, tensors, GOLDEN_TIMEOUT_S)
-            expected = release.contract.outputs(rows, explained=explained)
-            check_outputs(name, answers, expected)
-            for output in expected:
-                size = scale if output == "attributions" else 0.0
-                if not (discrepancy(answers[output], golden[output], size) <= 1).all():
-                    raise ReleaseError(f"{name}: {output} differ from the golden answers on this backend")
 
     def _failed(self, what: str, error: Exception, before: str | None) -> str:
         """Counts it, logs it unless it is what was logged before, and returns the reason."""
@@ -240,17 +214,3 @@ class Releases:
         if reason != before:
             log.error(what, extra={"reason": reason})
         return reason
-
-
-def _read_golden(release: Release) -> dict[str, npt.NDArray[Any]]:
-    """Raises ReleaseError where the file does not hold rows of every input and output."""
-    names = ("numeric", "categorical", "scores", "attributions", "base")
-    try:
-        with np.load(release.golden, allow_pickle=False) as file:
-            golden = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
-        raise ReleaseError(f"release {release.name}: golden.npz cannot be read: {exc}") from exc
-    rows = {len(array) for array in golden.values() if array.ndim > 0}
-    if len(rows) != 1 or rows == {0} or any(array.ndim == 0 for array in golden.values()):
-        raise ReleaseError(f"release {release.name}: golden.npz has no rows, or not as many of each")
-    return golden

@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 
 from feature_client.clock import Clock, to_iso
+from feature_client.golden import Tensors
 from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
 from feature_client.schema import Encoded, FeatureBatch, Override
 from service.answers import AnswerWriter, withhold
-from service.backends import Backend, Tensors, check_outputs
+from service.backends import Backend, check_outputs
 from service.errors import DeadlineExceeded
 from service.metrics import Metrics
 from service.protocol import Prediction

@@ -22,7 +22,8 @@ from redis import Redis
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.online.local_redis import LocalRedis
-from feature_client.release import read_release, read_routes
+from feature_client.release import read_release
+from feature_client.routes import read_routes
 from service.steps import Stamps
 
 READY_TIMEOUT_S = 60.0

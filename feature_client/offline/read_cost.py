@@ -41,7 +41,8 @@ from feature_client.online import wire
 from feature_client.online.local_redis import LocalRedis
 from feature_client.online.plan import ReadPlan
 from feature_client.online.redis_reader import RedisReader
-from feature_client.release import read_release, read_routes
+from feature_client.release import read_release
+from feature_client.routes import read_routes
 from feature_client.schema import Feature, FeatureBatch, FeatureSchema, JoinKey
 
 CONCURRENT = 64

@@ -1,13 +1,15 @@
 """What runs models: the protocol every backend keeps, and what can go wrong."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Tensors = Mapping[str, npt.NDArray[Any]]
+from feature_client.golden import GoldenError, Tensors
+from feature_client.release import ReleaseError, ReleaseGraph
+
+GOLDEN_TIMEOUT_S = 30.0
+"""For the golden rows of a graph that was just loaded: the first run allocates."""
 
 
 class BackendUnavailable(Exception):
@@ -19,13 +21,15 @@ class BadModelOutput(Exception):
 
 
 class Backend(Protocol):
-    async def load(self, name: str, directory: Path) -> str:
-        """Makes model `name` (`engagement.3`, `engagement.3.explain`) ready.
+    async def load(self, graph: ReleaseGraph) -> None:
+        """Makes the model `graph.name` ready, and proves it wherever it will run: the golden rows give the golden
+        answers (`check_golden`). What fails leaves nothing loaded.
 
-        Returns the digest of the contract that the graph was exported with. Raises BackendUnavailable.
+        Raises BackendUnavailable, BadModelOutput, ReleaseError, TimeoutError.
         """
 
-    async def unload(self, name: str) -> None: ...
+    async def unload(self, name: str) -> None:
+        """Lets go of the model; one that is not loaded is no error."""
 
     async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
         """Outputs by name, as the model gave them: whoever uses them checks them (`check_outputs`).
@@ -45,3 +49,12 @@ def check_outputs(name: str, outputs: Tensors, expected: Mapping[str, tuple[int,
             raise BadModelOutput(f"{name}: {output} is {found}, not float32 {list(shape)}")
         if not np.isfinite(values).all():
             raise BadModelOutput(f"{name}: {output} is not finite")
+
+
+def check_golden(graph: ReleaseGraph, outputs: Tensors) -> None:
+    """outputs: of the graph's golden rows, on some backend. Raises BadModelOutput, ReleaseError."""
+    check_outputs(graph.name, outputs, graph.outputs(len(graph.golden)))
+    try:
+        graph.golden.check(outputs)
+    except GoldenError as exc:
+        raise ReleaseError(f"{graph.name}: {exc} on this backend") from exc

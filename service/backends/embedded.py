@@ -12,8 +12,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from feature_client.contract import CONTRACT_KEY
-from feature_client.release import graph_file
-from service.backends import BackendUnavailable, Tensors
+from feature_client.golden import Tensors
+from feature_client.release import ReleaseError, ReleaseGraph
+from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, check_golden
 
 INLINE_S = 500e-6
 """A cheaper inference runs on the event loop itself, which then stands still no longer than that. Handing 100 us of
@@ -129,15 +130,18 @@ class EmbeddedBackend:
         self.scores = ThreadPoolExecutor(1, thread_name_prefix="scores")
         self.explanations = ThreadPoolExecutor(1, thread_name_prefix="explanations")
 
-    async def load(self, name: str, directory: Path) -> str:
-        path = graph_file(directory)
+    async def load(self, graph: ReleaseGraph) -> None:
+        name = graph.name
         try:
-            graph = await asyncio.to_thread(self._open, path, explains=name.endswith(".explain"))
+            opened = await asyncio.to_thread(self._open, graph.file, explains=graph.explains)
         except Exception as exc:  # ONNX Runtime's errors share no base but Exception
-            raise BackendUnavailable(f"{name}: ONNX Runtime cannot load {path.name}: {exc}") from exc
-        self.graphs[name] = graph
-        metadata: dict[str, str] = graph.session.get_modelmeta().custom_metadata_map
-        return metadata.get(CONTRACT_KEY, "")
+            raise BackendUnavailable(f"{name}: ONNX Runtime cannot load {graph.file.name}: {exc}") from exc
+        metadata: dict[str, str] = opened.session.get_modelmeta().custom_metadata_map
+        if metadata.get(CONTRACT_KEY) != graph.contract.digest:
+            raise ReleaseError(f"{name}: the graph was exported with another contract")
+        ends = time.monotonic() + GOLDEN_TIMEOUT_S
+        check_golden(graph, await asyncio.to_thread(opened.run, graph.golden.tensors, ends))
+        self.graphs[name] = opened
 
     async def unload(self, name: str) -> None:
         self.graphs.pop(name, None)

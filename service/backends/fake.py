@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
-from feature_client.release import graph_file
-from service.backends import BackendUnavailable, Tensors
+from feature_client.golden import Tensors
+from feature_client.release import ReleaseError, ReleaseGraph
+from service.backends import BackendUnavailable, check_golden
 
 Answer = Callable[[str, Tensors], Tensors]
 
@@ -22,11 +22,13 @@ class FakeBackend:
         self.delay_s = delay_s
         self.loaded: set[str] = set()
 
-    async def load(self, name: str, directory: Path) -> str:
-        if not graph_file(directory).exists():
-            raise BackendUnavailable(f"{name}: no graph")
-        self.loaded.add(name)
-        return self.contract
+    async def load(self, graph: ReleaseGraph) -> None:
+        if not graph.file.exists():
+            raise BackendUnavailable(f"{graph.name}: no graph")
+        if graph.contract.digest != self.contract:
+            raise ReleaseError(f"{graph.name}: the graph was exported with another contract")
+        check_golden(graph, self.answer(graph.name, graph.golden.tensors))
+        self.loaded.add(graph.name)
 
     async def unload(self, name: str) -> None:
         self.loaded.discard(name)

@@ -67,7 +67,7 @@ def test_http_objects_and_torch_give_the_same_scores(visitor: Visitor, customers
 
     async def through_objects() -> tuple[Encoded, np.ndarray]:
         reader, backend = RedisReader.from_connection_string(redis_of(visitor), 1.0), EmbeddedBackend()
-        await backend.load(release.name, release.directory)
+        await backend.load(release.graphs()[0])
         entities = [{"customer_id": customer} for customer in asked]
         plan = ReadPlan(schema)
         stored = await reader.fetch(plan, plan.keys(entities), 5.0)

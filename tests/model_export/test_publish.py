@@ -8,7 +8,8 @@ import pytest
 
 import model_export.publish
 from feature_client.contract import CONTRACT_KEY
-from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release, read_routes
+from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release
+from feature_client.routes import read_routes
 from model_export.export import EXPLAIN_OUTPUTS
 from model_export.pipeline import Run, RunError, read_run, write_run
 from model_export.publish import Artifacts, PublishError, publish, set_champion

@@ -6,7 +6,8 @@ import onnx
 import pytest
 
 from feature_client.contract import CONTRACT_KEY
-from feature_client.release import Release, ReleaseError, graph_file, read_release, read_routes
+from feature_client.release import Release, ReleaseError, graph_file, read_release
+from feature_client.routes import read_routes
 from model_export.export import EXPLAIN_OUTPUTS
 from model_export.publish import PublishError, set_champion
 from model_export.republish import republish

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from feature_client.contract import discrepancy
+from feature_client.golden import Tensors
 from feature_client.release import Release
-from service.backends import BackendUnavailable, Tensors
+from service.backends import BackendUnavailable
 from service.backends.embedded import INLINE_S, Cost, EmbeddedBackend, Graph
 
 
@@ -45,8 +46,8 @@ def on_loaded(release: Release, scenario: Callable[[EmbeddedBackend], Awaitable[
     async def run() -> None:
         backend = EmbeddedBackend()
         try:
-            await backend.load(release.name, release.directory)
-            await backend.load(release.explain_name, release.explain_directory)
+            for graph in release.graphs():
+                await backend.load(graph)
             await scenario(backend)
         finally:
             await backend.close()

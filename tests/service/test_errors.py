@@ -10,9 +10,9 @@ import pytest
 import requests
 from redis import Redis
 
+from feature_client.golden import Tensors
 from feature_client.release import Release
 from service.auth import add_key
-from service.backends import Tensors
 from service.backends.fake import FakeBackend
 from service.errors import INTERNAL, TABLE
 from tests.feast_layout import store
