@@ -1,7 +1,8 @@
 """What a test asks of a real Triton, in its own protocol."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from feature_client.release import ReleaseGraph
 from feature_client.triton_config import config_json
 
 TIMEOUT_S = 30.0
+Answer = dict[str, npt.NDArray[Any]]
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
 
 Refused: type[Exception] = client.InferenceServerException
@@ -40,24 +42,23 @@ def loaded(address: str, graph: ReleaseGraph, changes: Mapping[str, Any] | None 
             one.unload_model(graph.name)
 
 
-def infer(one: Any, graph: ReleaseGraph, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
+def infer(one: Any, graph: ReleaseGraph, tensors: Tensors) -> Answer:
     """Every output of the graph."""
     reply = one.infer(graph.name, _inputs(tensors), client_timeout=TIMEOUT_S)
     return {name: reply.as_numpy(name) for name in graph.outputs(1)}
 
 
-def infer_at_once(one: Any, graph: ReleaseGraph, requests: list[Tensors]) -> list[dict[str, npt.NDArray[Any]] | str]:
+def infer_at_once(one: Any, graph: ReleaseGraph, requests: Sequence[Tensors]) -> list[Answer | str]:
     """All of them sent before any is waited for; for one that is refused, why."""
-    calls = [one.async_infer(graph.name, _inputs(tensors), client_timeout=TIMEOUT_S) for tensors in requests]
-    answers: list[dict[str, npt.NDArray[Any]] | str] = []
-    for call in calls:
+
+    def answer(tensors: Tensors) -> Answer | str:
         try:
-            reply = call.get_result()
+            return infer(one, graph, tensors)
         except Refused as exc:
-            answers.append(str(exc))
-        else:
-            answers.append({name: reply.as_numpy(name) for name in graph.outputs(1)})
-    return answers
+            return str(exc)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(answer, requests))
 
 
 def batches(one: Any, name: str) -> tuple[int, int]:
