@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     triton: str = Field(
         "",
         description="host:port of Triton's gRPC, several separated by commas. Started with "
-        "--model-control-mode=explicit; they are sent what to run and need share nothing. Never let clients reach them.",
+        "--model-control-mode=explicit; they are sent what to run and need share nothing. No client may reach them.",
     )
     redis: str = Field(
         "127.0.0.1:6379",

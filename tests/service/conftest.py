@@ -15,7 +15,7 @@ from service.app import create_app
 from service.backends import Backend
 from service.settings import Settings
 from tests.feast_layout import Value, store
-from tests.model_export.tiny_release import AS_OF, CATEGORIES, CHANNELS, COUNTRIES, build_tiny_release
+from tests.model_export.tiny_release import AS_OF, CATEGORIES, CHANNELS, COUNTRIES, build_tiny_release, tiny_run
 from tests.service.serving import running
 
 NOW = AS_OF.timestamp()
@@ -59,6 +59,14 @@ def rows_of(customer: str, *, age_s: float = 600.0) -> dict[str, tuple[float, di
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return build_tiny_release(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Release]:
+    """Two releases of one model that answer differently."""
+    root = tmp_path_factory.mktemp("versions")
+    first, second = (build_tiny_release(root, tiny_run(1_500, seed=seed, epochs=2)) for seed in (1, 2))
+    return first, second
 
 
 @pytest.fixture

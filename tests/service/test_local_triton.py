@@ -1,7 +1,5 @@
 """A real tritonserver of our own: its life and death, whoever ends what."""
 
-from pathlib import Path
-
 from service.local_triton import LocalTriton
 
 
