@@ -181,7 +181,7 @@ class OpenInference:
         exchange.deadline = deadline
         answer = InferResponse(graph.name, [], id=question.id)
         if self._asks_by_id(graph, question.inputs):
-            entities = _entities(question.inputs, graph)
+            entities = entities_of(question.inputs, graph.keys, max_rows(explains=graph.explains))
             _note_decoded(exchange, arrived)
             asked = request.path_params.get("version")
             response = await self._by_id(graph, entities, asked, exchange)
@@ -233,12 +233,12 @@ def _note_decoded(exchange: Exchange, arrived: float) -> None:
     exchange.stages["decode"] = exchange.since - arrived
 
 
-def _entities(inputs: Mapping[str, Input], graph: Graph) -> list[dict[str, str]]:
-    """Raises InvalidRequest, InvalidJson."""
-    columns = [inputs[key].texts(max_rows(explains=graph.explains)) for key in graph.keys]
+def entities_of(inputs: Mapping[str, Input], keys: Sequence[str], most: int) -> list[dict[str, str]]:
+    """One a row, of at most so many; an input holds one join key of all. Raises InvalidRequest, InvalidJson."""
+    columns = [inputs[key].texts(most) for key in keys]
     if len(set(map(len, columns))) > 1:
-        raise InvalidRequest(f"{' and '.join(graph.keys)} have not as many rows")
-    return [dict(zip(graph.keys, values, strict=True)) for values in zip(*columns, strict=True)]
+        raise InvalidRequest(f"{' and '.join(keys)} have not as many rows")
+    return [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _of_predictions(graph: Graph, predictions: Sequence[Prediction]) -> list[Output]:

@@ -17,7 +17,7 @@ class InputTensor(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     shape: Annotated[list[int], Meta(min_length=1, max_length=2)]
     datatype: str
-    data: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     parameters: Parameters | None = None
 
 
