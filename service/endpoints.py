@@ -104,5 +104,5 @@ def _summary(model: str, served: Served) -> ModelSummary:
     )
 
 
-def _json(body: Any, status: int = 200) -> Response:
+def json_response(body: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -337,14 +337,14 @@ def test_a_route_that_rejects_unknown_customers_gives_no_score(
 def changed(body: JSON, path: str, value: object) -> JSON:
     """A copy in which the member at `path` is `value`, or is gone where that is `...`."""
     body = deepcopy(body)
-    *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    *way, last = path.split(".")
     member: Any = body
     for step in way:
-        member = member[step]
+        member = member[int(step) if isinstance(member, list) else step]
     if value is ...:
         del member[last]
     elif isinstance(member, list):
-        member[last:] = [value]
+        member[int(last) :] = [value]
     else:
         member[last] = value
     return body
@@ -695,7 +695,10 @@ def places(member: Any) -> list[tuple[Any, Any]]:
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
     """A good request of some kind, with a few things wrong in its JSON, its bytes, or its header."""
-    two = {"numeric": np.ones((2, 12), np.float32), "categorical": np.ones((2, 3), np.int64)}
+    two: dict[str, npt.NDArray[Any]] = {
+        "numeric": np.ones((2, 12), np.float32),
+        "categorical": np.ones((2, 3), np.int64),
+    }
     texts = b"\2\0\0\0c1\2\0\0\0c2"
     by_id = {"inputs": [{"name": "customer_id", "shape": [2], "datatype": "BYTES", "data": ["c1", "c2"]}]}
     by_id_binary = changed(by_id, "inputs.0.data", ...)
