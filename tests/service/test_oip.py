@@ -16,6 +16,7 @@ import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis import Redis
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.release import Release, graph_file
@@ -24,9 +25,10 @@ from service.errors import InvalidJson, InvalidRequest
 from service.oip import entities_of
 from service.oip_body import read_question
 from service.oip_tensors import tensor_rows
-from tests.model_export.tiny_release import build_tiny_release, tiny_run
-from tests.service.conftest import Start
+from tests.feast_layout import store
+from tests.service.conftest import Start, rows_of
 from tests.service.test_errors import SECRET, golden
+from tests.service.test_operations import until
 
 PATIENT = {"X-Deadline-Ms": "30000"}
 HEADER = "Inference-Header-Content-Length"
@@ -270,21 +272,49 @@ def test_the_largest_requests_are_answered(url: str, rows: Mapping[str, npt.NDAr
     assert values(infer(url, ids(*(f"m{n}" for n in range(32))), "engagement.explain"), "base").shape == (32, 3)
 
 
-def test_a_version_in_the_path_is_the_one_that_answers(
-    start: Start, release: Release, tmp_path: Path, rows: Mapping[str, npt.NDArray[Any]]
-) -> None:
-    shutil.copytree(release.root, tmp_path, dirs_exist_ok=True)
-    newer = build_tiny_release(tmp_path, tiny_run(rows=1_000, seed=1, epochs=1))
+@pytest.fixture
+def both(start: Start, two_releases: Release, tmp_path: Path) -> str:
+    """Version 1 is the champion, and version 2 answers half of the customers."""
+    shutil.copytree(two_releases.root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "routes.toml").write_text("[engagement]\nchampion = 1\ncanary = {version = 2, percent = 50}\n")
     url = start(models=tmp_path)
-    path = f"engagement/versions/{release.version}"
+    until(
+        lambda: requests.get(f"{url}/v2/models/engagement", timeout=5).json()["versions"] == ["1", "2"], "one release"
+    )
+    return url
 
-    for asked, answers in (("engagement", newer), (path, release)):
+
+def test_the_route_decides_for_customers_and_the_champion_has_the_tensors(
+    both: str, redis: "Redis", release: Release, rows: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    crowd = [f"crowd-{number}" for number in range(30)]
+    for customer in crowd:
+        store(redis, release.contract.schema, customer, rows_of(customer))
+    body = {"entities": [{"customer_id": customer} for customer in crowd]}
+    v1 = requests.post(f"{both}/v1/predict", json=body, headers=PATIENT, timeout=30).json()["predictions"]
+
+    scored, explained = infer(both, ids(*crowd)), infer(both, ids(*crowd), "engagement.explain")
+    assert set(values(scored, "version")) == {"1", "2"}
+    for answer in (scored, explained):
+        assert "model_version" not in answer
+        assert values(answer, "version").tolist() == [one["version"] for one in v1]
+        expected = np.array([[one["scores"][task] for task in release.contract.task_names] for one in v1])
+        assert (discrepancy(values(answer, "scores"), expected) <= 1).all()
+    assert infer(both, tensors(rows))["model_version"] == "1"
+
+
+def test_a_version_in_the_path_is_the_one_that_answers(
+    both: str, release: Release, two_releases: Release, rows: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    url = both
+    path = "engagement/versions/2"
+
+    for asked, answers in (("engagement/versions/1", release), (path, two_releases)):
         answer = infer(url, tensors(rows), asked)
         assert answer["model_version"] == answers.version
         assert (discrepancy(values(answer, "scores"), runtime(answers, rows, explains=False)["scores"]) <= 1).all()
         assert set(values(infer(url, ids("c1", "c2"), asked), "version")) == {answers.version}
     assert requests.get(f"{url}/v2/models/{path}/ready", timeout=5).json()["ready"] is True
-    assert requests.get(f"{url}/v2/models/engagement", timeout=5).json()["versions"] == [release.version, newer.version]
     refused(requests.get(f"{url}/v2/models/engagement/versions/99/ready", timeout=5), 404, "unknown_model")
 
 
