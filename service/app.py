@@ -22,6 +22,8 @@ from service.exchange import Exchanges, Observer
 from service.front import Front
 from service.logs import AccessLog
 from service.metrics import Metrics
+from service.oip import OpenInference, add_routes
+from service.oip_tensors import TensorScorer
 from service.openapi import KEY, Gateway, answers_of
 from service.predictor import Limits, Predictor
 from service.protocol import ModelList
@@ -42,15 +44,18 @@ def create_app(
     backend = backend or (_triton(settings, metrics) if settings.backend == "triton" else _embedded(settings))
     releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
+    admission = Admission(lanes, metrics)
+    limits = Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight)
     predictor = Predictor(
         releases,
         reader,
         backend,
-        Admission(lanes, metrics),
+        admission,
         replay_clock(settings.as_of) if settings.as_of else wall_clock,
         metrics,
-        Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight),
+        limits,
     )
+    tensors = TensorScorer(releases, backend, admission, metrics, limits)
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
     exchanges = Exchanges(metrics, AccessLog(enabled=settings.log_level in ("debug", "info")))
     endpoints = Endpoints(settings, keyring, releases, reader, backend, metrics, exchanges)
@@ -74,11 +79,13 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
             predictor.close()
+            tensors.close()
             await backend.close()
             await reader.close()
             exchanges.close()
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
+    add_routes(routes, OpenInference(endpoints, predictor, tensors))
     return Front(Observer(routes, exchanges), settings, keyring, predictor, exchanges)
 
 
