@@ -82,8 +82,10 @@ def test_triton_reports_what_it_was_told(release: Release, triton: LocalTriton) 
         with loaded(triton.address, graph) as client:
             config = client.get_model_config(graph.name).config
             # Each is named after its model; those of models that were just unloaded may still be on their way out.
-            names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in triton.python_processes()]
-            assert [f" {graph.name}_".encode() in name.replace(b"\0", b" ") for name in names].count(True) == 1
+            words = [
+                w for pid in triton.python_processes() for w in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            ]
+            assert len({word for word in words if word.startswith(f"{graph.name}_")}) == 1
 
         assert config.parameters[CONTRACT_KEY].string_value == release.contract.digest
         assert config.max_batch_size == (EXPLAIN_MAX_ROWS if graph.explains else SCORE_MAX_ROWS)
