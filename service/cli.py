@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,12 @@ Customers = Annotated[int, typer.Option(min=100, help="How many customers to mak
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Data = Annotated[Path | None, typer.Option(help="A file of events. Default: generated events.")]
 
+
+class Runtime(StrEnum):
+    EMBEDDED = "embedded"
+    TRITON = "triton"
+
+
 DEFAULT_HOME = Path(".rapport")
 DEFAULT_WORKSPACE = DEFAULT_HOME / "generated"
 DEFAULT_REDIS = "127.0.0.1:6379"
@@ -61,10 +68,14 @@ def up(
     customers: Customers = DEFAULT_CUSTOMERS,
     seed: Seed = 0,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")] = 8080,
+    backend: Annotated[
+        Runtime,
+        typer.Option(help="What runs models: ONNX Runtime inside the gateway, or a real Triton beside it."),
+    ] = Runtime.EMBEDDED,
 ) -> None:
     """Everything, from events to a gateway that answers, until Ctrl-C."""
     module = _extra("service.up", "local")
-    module.up(module.Request(home, data, customers, seed, port))
+    module.up(module.Request(home, data, customers, seed, port, backend.value))
 
 
 @app.command()
@@ -261,9 +272,9 @@ def triton_serve(
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of its metrics. Default: off.")] = None,
 ) -> None:
     """A real tritonserver on loopback, until Ctrl-C; its address is the only line of stdout. No model is loaded."""
-    with _extra("service.local_triton", "triton").LocalTriton(
-        directory, port, models=models, http_port=http_port, metrics_port=metrics_port
-    ) as server:
+    from service.local_triton import LocalTriton  # noqa: PLC0415  (other commands start no server)
+
+    with LocalTriton(directory, port, models=models, http_port=http_port, metrics_port=metrics_port) as server:
         print(server.address, flush=True)  # noqa: T201
         with suppress(KeyboardInterrupt):
             while server.is_running:
