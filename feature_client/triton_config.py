@@ -30,18 +30,24 @@ class Map(dict[str, Any]):
 
 def config_pbtxt(name: str, contract: Contract, *, explains: bool) -> str:
     """For a Triton that reads the repository itself, with a GPU or without."""
-    return "\n".join(_lines(_config(name, contract, explains=explains, instances=1, gpu=None), "")) + "\n"
+    config = _config(name, contract, explains=explains, version=1, instances=1, gpu=None)
+    return "\n".join(_lines(config, "")) + "\n"
 
 
-def config_json(graph: ReleaseGraph, *, instances: int = 1, gpu: bool | None = None) -> str:
-    """The same, for a load request. instances: how many batches run at once, on each GPU or on the CPUs.
+def config_json(graph: ReleaseGraph, *, version: int = 1, instances: int = 1, gpu: bool | None = None) -> str:
+    """The same, for a load request. version: of the Triton model, which the graph is sent as.
+
+    instances: how many batches run at once, on each GPU or on the CPUs.
 
     gpu: None takes every GPU that Triton has, and the CPUs where it has none; True refuses to load without one.
     """
-    return json.dumps(_config(graph.name, graph.contract, explains=graph.explains, instances=instances, gpu=gpu))
+    config = _config(graph.name, graph.contract, explains=graph.explains, version=version, instances=instances, gpu=gpu)
+    return json.dumps(config)
 
 
-def _config(name: str, contract: Contract, *, explains: bool, instances: int, gpu: bool | None) -> Message:
+def _config(
+    name: str, contract: Contract, *, explains: bool, version: int, instances: int, gpu: bool | None
+) -> Message:
     """A ModelConfig of Triton's protocol.
 
     Never a queue policy, as a size or a timeout of a queue is: with one, Triton 2.51 answers some requests 500 ms
@@ -62,8 +68,8 @@ def _config(name: str, contract: Contract, *, explains: bool, instances: int, gp
             {"name": key, "data_type": Symbol("TYPE_FP32"), "dims": list(shape[1:])}
             for key, shape in contract.outputs(1, explained=explains).items()
         ],
-        # Every release is version 1 of a Triton model of its own.
-        "version_policy": {"specific": {"versions": [1]}},
+        # Every release is a Triton model of its own, which has one version: 1 in a repository.
+        "version_policy": {"specific": {"versions": [version]}},
         "instance_group": [{"count": instances, "kind": Symbol(kind)}],
         "dynamic_batching": {},
         "optimization": {

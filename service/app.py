@@ -117,7 +117,9 @@ def _triton(settings: Settings, metrics: Metrics) -> Backend:
     def told(address: str, up: bool) -> None:  # noqa: FBT001
         metrics.dependency(f"backend:{address}", up=up)
 
-    limits = TritonLimits(settings.triton_batches_in_flight, settings.triton_timeout_ms / 1_000)
+    limits = TritonLimits(
+        settings.triton_batches_in_flight, settings.triton_timeout_ms / 1_000, settings.triton_instances
+    )
     return TritonBackend(settings.triton_endpoints, limits, told)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,20 @@ def on(
     asyncio.run(run())
 
 
+@contextlib.contextmanager
+def stopped(server: LocalTriton) -> Iterator[None]:
+    """It is there and does nothing, as after a hang of its machine."""
+    pid = server.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        threads = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+        while not all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads):
+            time.sleep(0.01)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @contextlib.asynccontextmanager
 async def another(address: str) -> AsyncIterator[Endpoint]:
     """Somebody else who uses the same Triton."""
@@ -153,13 +168,9 @@ def test_a_stopped_triton_is_late_then_refused_and_back_when_it_goes_on(
     triton: LocalTriton, graph: ReleaseGraph, truth: Offline
 ) -> None:
     async def scenario(world: World) -> None:
-        pid = triton.pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped(triton):
             assert await world.outcome(0.2) == "TimeoutError"
             assert set(await world.until("BackendUnavailable", 0.2)) <= {"TimeoutError"}
-        finally:
-            os.kill(pid, signal.SIGCONT)
         assert set(await world.until("ok")) <= {"BackendUnavailable"}
 
     on(truth, graph, scenario, triton.address)
@@ -287,13 +298,10 @@ def test_one_that_hangs_is_given_up_for_the_other_within_the_deadline(
     triton: LocalTriton, second: LocalTriton, graph: ReleaseGraph, truth: Offline
 ) -> None:
     async def scenario(world: World) -> None:
-        os.kill(pid := second.pid, signal.SIGSTOP)
-        try:
+        with stopped(second):
             outcomes = [await world.outcome() for _ in range(20)]
             await world.until_proven(second.address, ready=False)
             outcomes += [await world.outcome() for _ in range(20)]
-        finally:
-            os.kill(pid, signal.SIGCONT)
         assert set(outcomes) == {"ok"}
         await world.until_proven(second.address)
 
@@ -306,15 +314,12 @@ def test_one_that_is_away_gets_the_model_when_it_comes(
     told: dict[str, bool] = {}
 
     async def run() -> None:
-        os.kill(pid := second.pid, signal.SIGSTOP)
         backend = TritonBackend([triton.address, second.address], told=told.__setitem__)
-        try:
+        with stopped(second):
             await backend.load(graph)
             world = World(backend, graph, truth)
             assert await world.outcome() == "ok"
             assert told == {triton.address: True, second.address: False}
-        finally:
-            os.kill(pid, signal.SIGCONT)
         await world.until_proven(second.address)
         await until(lambda: bool(told[second.address]))
         await backend.unload(graph.name)
