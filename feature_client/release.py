@@ -141,11 +141,14 @@ class Release:
     def card(self) -> Path:
         return self.directory / "card.md"
 
+    def read(self, file: str) -> bytes:
+        """file: as the manifest names it. What it holds, as it was verified. Raises ReleaseError."""
+        return _read_again(self.root / file, file, self.manifest.files[file])
+
     def graphs(self) -> tuple[ReleaseGraph, ReleaseGraph]:
         """Scores, and scores with reasons. Raises ReleaseError."""
-        file = f"{self.name}/golden.npz"
         try:
-            golden = Golden.from_bytes(_read_again(self.golden, file, self.manifest.files[file]), self.contract)
+            golden = Golden.from_bytes(self.read(f"{self.name}/golden.npz"), self.contract)
         except GoldenError as exc:
             raise ReleaseError(f"release {self.name}: {exc}") from exc
         score, explain = (
