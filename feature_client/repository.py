@@ -71,6 +71,10 @@ class Pruning:
     leftovers: tuple[Leftover, ...]
 
     @property
+    def names(self) -> list[str]:
+        return [*(listed.name for listed in self.releases), *(leftover.name for leftover in self.leftovers)]
+
+    @property
     def size(self) -> int:
         """Bytes."""
         return sum(listed.size for listed in self.releases) + sum(leftover.size for leftover in self.leftovers)

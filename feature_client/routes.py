@@ -55,7 +55,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         if self.canary is not None and self.canary.version == self.champion:
             raise ValueError("the canary is the champion")
         if self.champion in self.shadow or (self.canary is not None and self.canary.version in self.shadow):
-            raise ValueError("a shadow is no other than the versions that answer")
+            raise ValueError("a version that answers cannot be a shadow as well")
 
     @property
     def named(self) -> tuple[int, ...]:
@@ -244,9 +244,10 @@ def _edited(text: str, model: str, old: Mapping[str, Any], new: Mapping[str, Any
     """The text with the model's table changed from `old` to `new`, and everything else as it was."""
     import tomlkit  # noqa: PLC0415  (the gateway only reads)
 
-    def inline(canary: Mapping[str, Any]) -> Any:
+    def inline(canary: dict[str, Any]) -> Any:
         table = tomlkit.inline_table()
-        table.update(canary)
+        percent = canary["percent"]
+        table.update(canary | {"percent": int(percent) if percent == int(percent) else percent})
         return table
 
     document = tomlkit.parse(text)
