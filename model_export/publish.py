@@ -4,23 +4,20 @@ A publisher that is killed at any point leaves a whole release or none: only dir
 reader lists and whose numbers are not used again.
 """
 
-import json
-import os
-import re
 import shutil
 import tempfile
 import time
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from feature_client.clock import to_iso
 from feature_client.contract import Contract
+from feature_client.durable import sync
 from feature_client.errors import RapportError
 from feature_client.release import (
     MANIFEST,
@@ -34,6 +31,8 @@ from feature_client.release import (
     release_files,
     sha256,
 )
+from feature_client.repository import promote
+from feature_client.routes import change_route
 from feature_client.triton_config import config_pbtxt
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
@@ -78,23 +77,8 @@ def publish(root: Path, contract: Contract, artifacts: Artifacts, key: "SigningK
 
 
 def set_champion(root: Path, model: str, version: int) -> None:
-    """Points the model's route at `version`, atomically; everything else in routes.toml stays."""
-    path = root / "routes.toml"
-    with _translated(root):
-        try:
-            tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            tables = {}
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise PublishError(f"{path} cannot be read, so it is left alone: {exc}") from exc
-        if not all(isinstance(table, dict) for table in tables.values()):
-            raise PublishError(f"{path} has a key outside of any model's table, so it is left alone")
-        tables[model] = {**tables.get(model, {}), "champion": version}
-        sections = [
-            "\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())])
-            for name, table in tables.items()
-        ]
-        _write_atomically(path, ("\n\n".join(sections) + "\n").encode(), scratch=root)
+    """Points the model's route at `version`, and a rollback at the champion before it. Raises RoutesError."""
+    change_route(root, model, lambda route: promote(root, model, route, version))
 
 
 def _claim(root: Path, model: str) -> int:
@@ -134,37 +118,13 @@ def _commit(root: Path, staging: Path, name: str) -> None:
     # Files, then the directories that name them: a release that is listed is whole even after a power cut.
     for directory in (f"{name}.explain", name):
         for path in sorted((staging / directory).rglob("*"), reverse=True):
-            _sync(path)
-        _sync(staging / directory)
+            sync(path)
+        sync(staging / directory)
     (staging / f"{name}.explain").rename(root / f"{name}.explain")
-    _sync(root)
+    sync(root)
     # Over the empty directory that claimed the number; the manifest comes with it, so this is the commit.
     (staging / name).rename(root / name)
-    _sync(root)
-
-
-def _write_atomically(path: Path, content: bytes, scratch: Path) -> None:
-    """The content is on the disk before its name is, so a crash shows the old file or the new one."""
-    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=scratch)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(root)
 
 
 def _discard(root: Path, name: str) -> None:
@@ -179,18 +139,3 @@ def _translated(root: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise PublishError(f"cannot write to the model repository {root}: {exc.strerror or exc}") from exc
-
-
-def _toml(value: Any) -> str:
-    """The values that a route may hold: the standard library reads TOML but does not write it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value) if isinstance(value, str) else str(value)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

@@ -1,5 +1,6 @@
 """The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
 
+import json
 import signal
 import sys
 import time
@@ -14,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from feature_client.errors import RapportError
+from service.release_commands import Json, Models, local_repository
+from service.release_commands import app as releases
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 events = typer.Typer(no_args_is_help=True, help="Raw customer events: make them, or bring your own.")
@@ -24,6 +27,7 @@ app.add_typer(events, name="events")
 app.add_typer(features, name="features")
 app.add_typer(keys, name="keys")
 app.add_typer(triton, name="triton")
+app.add_typer(releases, name="release")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
@@ -228,6 +232,32 @@ def republish(
     source = _workspace(workspace).models
     for release in _export("republish").republish(source, models or source, names):
         print(f"published {release.name}")  # noqa: T201
+
+
+@releases.command("publish")
+def release_publish(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    models: Models = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A release of another repository, as in /there/models/engagement.3, to take over."),
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
+    place = _workspace(workspace)
+    root = place.models if models is None else local_repository(models)
+    published = (
+        _export("pipeline").publish_unrouted(place, root)
+        if source is None
+        else _export("republish").take_over(source, root)
+    )
+    model, version = published.manifest.model, published.manifest.version
+    if as_json:
+        print(json.dumps({"models": str(root), "model": model, "version": version}))  # noqa: T201
+        return
+    print(f"published {published.name} in {root}; nobody is sent to it yet")  # noqa: T201
+    print(f"next: rapport release load {model} {version} --models {root}")  # noqa: T201
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pytest
 import model_export.publish
 from feature_client.contract import CONTRACT_KEY
 from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release
-from feature_client.routes import read_routes
+from feature_client.routes import RoutesError, read_routes
 from model_export.export import EXPLAIN_OUTPUTS
 from model_export.pipeline import Run, RunError, read_run, write_run
 from model_export.publish import Artifacts, PublishError, publish, set_champion
@@ -34,6 +34,7 @@ def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: 
     assert list(release.contract.schema.groups) == list(run.contract.schema.groups) != sorted(GROUPS)
     assert read_routes(pristine.root)["engagement"].champion == 1
     assert {path.relative_to(pristine.root).as_posix() for path in pristine.root.rglob("*") if path.is_file()} == {
+        ".routes.lock",
         "routes.toml",
         "engagement.1/1/model.onnx",
         "engagement.1/config.pbtxt",
@@ -181,11 +182,12 @@ def test_a_full_disk_leaves_no_release(release: Release, monkeypatch: pytest.Mon
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_export.publish, "_sync", full)
+    before = sorted(release.root.iterdir())
+    monkeypatch.setattr(model_export.publish, "sync", full)
     with pytest.raises(PublishError, match="No space left on device"):
         publish_again(release)
     assert list_versions(release.root, "engagement") == [1]
-    assert not [path for path in release.root.iterdir() if path.name.startswith((".", "engagement.2"))]
+    assert sorted(release.root.iterdir()) == before
 
 
 def test_a_name_that_is_no_model_name_is_refused(release: Release) -> None:
@@ -203,6 +205,7 @@ def test_flipping_the_champion_keeps_everything_else(release: Release) -> None:
     assert tomllib.loads(path.read_text()) == {
         "engagement": {
             "champion": 2,
+            "previous": 1,
             "unknown": "reject",
             "canary": {"version": 4, "percent": 10},
             "shadow": [5],
@@ -215,7 +218,7 @@ def test_flipping_the_champion_keeps_everything_else(release: Release) -> None:
 def test_routes_that_cannot_be_read_are_left_alone(release: Release, content: str) -> None:
     path = release.root / "routes.toml"
     path.write_text(content)
-    with pytest.raises(PublishError, match="left alone"):
+    with pytest.raises(RoutesError, match="left alone"):
         set_champion(release.root, "engagement", 2)
     assert path.read_text() == content
 
