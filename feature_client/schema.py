@@ -151,7 +151,7 @@ class Encoded:
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         return {"numeric": self.numeric, "categorical": self.categorical}
 
-    def rows(self, rows: slice) -> "Encoded":
+    def rows(self, rows: slice | Sequence[int]) -> "Encoded":
         return Encoded(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """One read for several versions: whatever the union reads, each version finds in it what it would have read alone."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -129,8 +129,8 @@ def test_of_one_read_each_version_has_what_it_would_have_read_alone(
 
 
 @pytest.fixture
-def store(redis: "Redis", redis_url: str) -> Iterator["InRedis"]:
-    yield InRedis(redis, redis_url)
+def store(redis: "Redis", redis_url: str) -> "InRedis":
+    return InRedis(redis, redis_url)
 
 
 class InRedis:
@@ -183,9 +183,11 @@ SHADOW = schema_of(
     entity=CUSTOMER,
     **COPIES,
 )
-PROFILE = (NOW, {"visits": 3, "country": "France", "customer_copy": "c1"})
-ORDERS = (NOW, {"orders": 7, "customer_id": "c1"})
-EXTRA = (NOW, {"clicks": 2.0, "channel": "web", "customer_id": "c1"})
+Row = tuple[float, Mapping[str, float | str | None]]
+
+PROFILE: Row = (NOW, {"visits": 3, "country": "France", "customer_copy": "c1"})
+ORDERS: Row = (NOW, {"orders": 7, "customer_id": "c1"})
+EXTRA: Row = (NOW, {"clicks": 2.0, "channel": "web", "customer_id": "c1"})
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,10 @@ EXTRA = (NOW, {"clicks": 2.0, "channel": "web", "customer_id": "c1"})
     ids=["whole", "a value of another type", "somebody else's", "an illegible owner", "no copy of the id"],
 )
 def test_what_is_wrong_with_a_view_that_only_the_shadow_reads_is_nothing_to_the_champion(
-    store: "InRedis", extra: tuple[float, dict[str, feast_layout.Value]], shadow_refused: bool, shadow_corrupt: set[str]
+    store: "InRedis",
+    extra: tuple[float, dict[str, feast_layout.Value]],
+    shadow_refused: bool,  # noqa: FBT001  (a case)
+    shadow_corrupt: set[str],
 ) -> None:
     store.put("c1", {"profile": PROFILE, "orders": ORDERS, "extra": extra})
 
@@ -247,7 +252,9 @@ def test_over_several_hashes_too() -> None:
     )
     together = union([TOGETHER, other])
     entities = [{"customer_id": "c1", "account_id": "7"}]
-    rows = {(7, "c1"): {"profile": PROFILE, "accounts": (NOW, {"balance": 1.5})}}
+    rows: dict[str | int | tuple[str | int, ...], Rows] = {
+        (7, "c1"): {"profile": PROFILE, "accounts": (NOW, {"balance": 1.5})}
+    }
 
     async def scenario() -> None:
         plan, reader = ReadPlan(TOGETHER), MemoryReader(rows)
