@@ -62,6 +62,10 @@ takes longer."""
 EXPLAINED_EVERY, EXPLAINED_ROWS = 16, 4
 """One customer in so many, always the same ones, and at most so many rows a batch, is explained by both versions."""
 
+EXPLAINING_S = 30.0
+"""An explanation takes as long as a hundred scores or more: beyond so much in all, no more time goes into explanations
+than into scores."""
+
 TIMED_EVERY = 4
 """One slice in so many is scored by the champion once more, in the shadow's way, so that their times compare."""
 
@@ -94,6 +98,8 @@ class Follower:
     loaded: Loaded
     projection: Projection | None
     log: PairLog | None
+    scoring_s: float = 0.0
+    explaining_s: float = 0.0
     slices: int = 0
     explains: bool = True  # last time
     failures: int = 0
@@ -388,6 +394,7 @@ class Shadows:
         started = time.perf_counter()
         outputs = await self._infer(follower.loaded, tensors)
         shadow_s = time.perf_counter() - started
+        follower.scoring_s += shadow_s
         if is_timed and is_first:
             champion_s = await self._time(champion, champions)
         return outputs, (champion_s, shadow_s if is_timed else None)
@@ -405,8 +412,9 @@ class Shadows:
         self, follower: Follower, champion: Loaded, encoded: Encoded, champions: Encoded, places: Sequence[int]
     ) -> tuple[tuple[bytes, bytes], tuple[int, ...]]:
         """Attributions of both, and of which rows. Without them the scores still say something."""
-        if not places:
+        if not places or follower.explaining_s > EXPLAINING_S + follower.scoring_s:
             return NOT_EXPLAINED
+        started = time.monotonic()
         found = []
         try:
             for loaded, inputs in ((champion, champions), (follower.loaded, encoded)):
@@ -420,6 +428,8 @@ class Shadows:
                 )
             follower.explains = False
             return NOT_EXPLAINED
+        finally:
+            follower.explaining_s += time.monotonic() - started
         follower.explains = True
         return (found[0], found[1]), tuple(places)
 

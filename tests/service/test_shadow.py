@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -45,11 +46,11 @@ from tests.service.test_operations import total, until
 ENGAGEMENT = ("sessions_30d", "preferred_channel")
 """The features of a view of their own."""
 
-CHAMPION, NARROW, TWIN, FLIPPED, RECALIBRATED = "2", "1", "3", "4", "5"
+CHAMPION, NARROW, TWIN, FLIPPED, RECALIBRATED = "1", "2", "3", "4", "5"
 """The versions of the repository: with all features, without a view, and the champion again: as it is, with another
 ranking of one task, and with the same ranking at another level."""
 
-CUSTOMERS, PER_REQUEST, ROUNDS = 1_280, 64, 2
+CUSTOMERS, PER_REQUEST = 1_024, 64
 PURCHASE = 0
 """The task's column of scores, and of the heads."""
 
@@ -90,11 +91,11 @@ def raised(bias: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shadows")
-    models = root / "models"
+    models = Path(shutil.copytree(release.root, root / "models"))
     build_tiny_release(models, tiny_run(rows=1_000, seed=1, epochs=2, without=ENGAGEMENT))
-    champion = build_tiny_release(models, tiny_run(rows=3_000))
+    champion = read_release(models, "engagement", int(CHAMPION))
     published_again(champion, root / "twin", {})
     published_again(champion, root / "flipped", {"heads.weight": flipped})
     published_again(champion, root / "recalibrated", {"heads.bias": raised})
@@ -181,7 +182,7 @@ def verdict(directory: Path, shadow: str, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def kept(repository: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """Where the pairs of one gateway are, which four shadows followed through two rounds of all customers; its URL."""
+    """Where the pairs of one gateway are, which four shadows followed through one round of all customers; its URL."""
     host, _, port = redis_url.rpartition(":")
     rng = np.random.default_rng(7)
     schema = read_release(repository, "engagement", int(CHAMPION)).contract.schema
@@ -195,8 +196,8 @@ def kept(repository: Path, redis_url: str, tmp_path_factory: pytest.TempPathFact
         settings = Settings(models=repository, redis=redis_url, as_of=AS_OF, log_level="warning", shadow_dir=directory)
         url = stack.enter_context(running(create_app(settings)))
         wait_ready(url)
-        for start in range(0, ROUNDS * CUSTOMERS, PER_REQUEST):
-            ask(url, *names[start % CUSTOMERS :][:PER_REQUEST])
+        for start in range(0, CUSTOMERS, PER_REQUEST):
+            ask(url, *names[start : start + PER_REQUEST])
             until(lambda: seen(url) == 4 * (start + PER_REQUEST), "rows are missing")  # noqa: B023  (waited for here)
         yield directory, url
 
@@ -210,7 +211,7 @@ def test_every_row_is_scored_or_counted_and_the_role_is_said(kept: tuple[Path, s
     _, url = kept
 
     for shadow in (NARROW, TWIN, FLIPPED, RECALIBRATED):
-        assert rows(url, "scored", model="engagement", version=shadow) == ROUNDS * CUSTOMERS
+        assert rows(url, "scored", model="engagement", version=shadow) == CUSTOMERS
         assert total(url, "rapport_release_info", version=shadow, role="shadow") == 1
     assert rows(url, "failed") == rows(url, "dropped") == rows(url, "incomparable") == 0
     assert total(url, "rapport_predictions_total", version=TWIN) == 0
@@ -220,14 +221,13 @@ def test_the_same_model_is_promoted(pairs: Path) -> None:
     found = verdict(pairs, TWIN)
 
     assert found["verdict"] == "promote", found["reasons"]
-    assert (found["customers"], found["pairs"]) == (CUSTOMERS, ROUNDS * CUSTOMERS)
+    assert (found["customers"], found["pairs"]) == (CUSTOMERS, CUSTOMERS)
     for task in found["tasks"]:
         assert task["rows"] == CUSTOMERS
         assert (task["psi"], task["ks"], task["segment_changes"]) == pytest.approx((0, 0, 0), abs=1e-3)
         assert task["rank"] == pytest.approx(1, abs=1e-6)
         assert task["explained"] >= 30
         assert task["cosine"] == pytest.approx(1, abs=1e-4)
-    assert found["latency"]
 
 
 def test_another_ranking_is_held_with_the_task_named(pairs: Path) -> None:
@@ -254,14 +254,14 @@ def test_too_few_rows_are_held(pairs: Path) -> None:
     found = verdict(pairs, TWIN, "--min-rows", "5000")
 
     assert found["verdict"] == "hold"
-    assert found["reasons"][0] == "purchase_30d: 1,280 customers with a score of both, fewer than 5,000"
+    assert found["reasons"][0] == "purchase_30d: 1,024 customers with a score of both, fewer than 5,000"
 
 
 def test_the_table_says_what_the_json_says(pairs: Path) -> None:
     result = compare(pairs, RECALIBRATED, "--max-latency", "1000")
 
     assert result.exit_code == HOLD
-    assert "engagement: champion 2, shadow 5" in result.stdout
+    assert "engagement: champion 1, shadow 5" in result.stdout
     assert "verdict: hold" in result.stdout
     for task in ("purchase_30d", "churn_90d", "spend_90d"):
         assert task in result.stdout
@@ -294,7 +294,7 @@ def test_no_id_is_written(pairs: Path) -> None:
     text = b"".join(path.read_bytes() for path in pairs.iterdir())
 
     assert len(text) > HASH_BYTES * CUSTOMERS
-    assert b"c1279" not in text
+    assert b"c1023" not in text
 
 
 def test_a_shadow_that_needs_another_feature_than_the_champion(
