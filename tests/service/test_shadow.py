@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from redis import Redis
 from typer.testing import CliRunner, Result
 
+import service.shadow
 from feature_client.golden import Golden, Tensors
 from feature_client.release import Release, graph_file, read_release
 from model_export.publish import Artifacts, publish
@@ -188,7 +189,8 @@ def kept(repository: Path, redis_url: str, tmp_path_factory: pytest.TempPathFact
     schema = read_release(repository, "engagement", int(CHAMPION)).contract.schema
     route(repository, CHAMPION, NARROW, TWIN, FLIPPED, RECALIBRATED)
     directory = tmp_path_factory.mktemp("pairs")
-    with Redis(host, int(port)) as redis, ExitStack() as stack:
+    with Redis(host, int(port)) as redis, ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.shadow, "SHARE", 0.9)  # nobody else waits for this gateway
         redis.flushall()
         names = [f"c{number}" for number in range(CUSTOMERS)]
         for name in names:
