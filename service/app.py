@@ -15,7 +15,7 @@ from feature_client.online.reader import FeatureReader
 from feature_client.online.redis_reader import RedisReader
 from service.admission import Admission
 from service.auth import Keyring
-from service.backends import Backend
+from service.backends import Backend, infer_aside
 from service.endpoints import Endpoints, on_error
 from service.errors import TABLE
 from service.exchange import Exchanges, Observer
@@ -29,6 +29,7 @@ from service.predictor import Limits, Predictor
 from service.protocol import ModelList
 from service.releases import Releases
 from service.settings import Settings
+from service.shadow import Shadows
 
 
 def create_app(
@@ -40,12 +41,22 @@ def create_app(
 ) -> Front:
     """Production passes settings, a worker its metrics, tests other parts. Raises KeysError and RapportError."""
     metrics = metrics or Metrics()
+    # A shadow that reads for itself has a connection of its own: what goes wrong on it is nobody else's.
+    shadow_reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or (_triton(settings, metrics) if settings.backend == "triton" else _embedded(settings))
     releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
     admission = Admission(lanes, metrics)
     limits = Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight)
+    shadows = Shadows(
+        releases,
+        shadow_reader,
+        infer_aside(backend),
+        metrics,
+        settings.shadow_dir,
+        is_busy=lambda: admission.rows["predict"] > 0,
+    )
     predictor = Predictor(
         releases,
         reader,
@@ -54,6 +65,7 @@ def create_app(
         replay_clock(settings.as_of) if settings.as_of else wall_clock,
         metrics,
         limits,
+        shadows,
     )
     tensors = TensorScorer(releases, backend, admission, metrics, limits)
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
@@ -80,8 +92,10 @@ def create_app(
                 await watcher
             predictor.close()
             tensors.close()
+            await shadows.close()
             await backend.close()
             await reader.close()
+            await shadow_reader.close()
             exchanges.close()
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)

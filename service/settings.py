@@ -43,6 +43,11 @@ class Settings(BaseSettings):
         description="Feast's connection string of the online store: host:port, then options after commas.",
     )
     keys_file: Path | None = Field(None, description="TOML with hashed API keys (`rapport keys new`). Unset: no keys.")
+    shadow_dir: Path | None = Field(
+        None,
+        description="Where it is kept what shadows said, for `rapport release compare`: up to 512 MiB a pair of "
+        "versions. Unset: shadows are scored and counted, and nothing is kept.",
+    )
     as_of: datetime | None = Field(
         None, description="Replay: the instant at which everything is answered, with a time zone. Unset: wall time."
     )

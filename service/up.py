@@ -273,6 +273,7 @@ def _gateway(
         "RAPPORT_PORT": str(request.port),
         "RAPPORT_MODELS": str(workspace.models),
         "RAPPORT_REDIS": workspace.redis,
+        "RAPPORT_SHADOW_DIR": str(workspace.root / "shadow"),
         "RAPPORT_AS_OF": workspace.dataset().as_of.isoformat(),
     }
     if triton is not None:
