@@ -119,8 +119,9 @@ def tiny_world(schema: FeatureSchema, rows: int, cutoff: datetime, rng: np.rando
     return World(schema.batch(columns, event_times), np.full(rows, at), labels)
 
 
-def tiny_dataset(rows: int = 6_000, seed: int = 0) -> Dataset:
-    schema, tasks = tiny_schema(), tuple(labelled.task for labelled in engagement_tasks("GBP"))
+def tiny_dataset(rows: int = 6_000, seed: int = 0, schema: FeatureSchema | None = None) -> Dataset:
+    """schema: of all three views, with features of `tiny_schema`; all of them by default."""
+    schema, tasks = schema or tiny_schema(), tuple(labelled.task for labelled in engagement_tasks("GBP"))
     rng = np.random.default_rng(seed)
     cutoffs = [AS_OF - timedelta(days=days) for days in (270, 180, 90)]
     worlds = [tiny_world(schema, size, t, rng) for size, t in zip((rows, rows // 3, rows // 3), cutoffs, strict=True)]
