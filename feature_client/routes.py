@@ -1,9 +1,11 @@
 """routes.toml: which release of each model answers whom."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import mmh3
 import msgspec
 from msgspec import Meta
 
@@ -52,6 +54,25 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         canary = () if self.canary is None else (self.canary.version,)
         previous = () if self.previous is None else (self.previous,)
         return tuple(dict.fromkeys((self.champion, *canary, *self.shadow, *previous, *self.standby)))
+
+    def arm(self, entity: Mapping[str, str]) -> int:
+        """The version that answers this entity, the canary or the champion; entity: join key -> value."""
+        if self.canary is None or share(entity, self.salt) >= self.canary.percent:
+            return self.champion
+        return self.canary.version
+
+
+def share(entity: Mapping[str, str], salt: str) -> float:
+    """Where an entity stands between 0 and 100 (exclusive): a canary of p percent answers those that stand below p.
+
+    A function of the entity's join keys, in any order, and of the salt alone: the same in every process, on every
+    machine, in every version of ours. So growing a canary keeps the customers it has.
+    """
+    parts = [salt, *(part for pair in sorted(entity.items()) for part in pair)]
+    # Each with its length, so that no two entities read the same.
+    text = "".join([f"{len(part)}:{part}" for part in parts])
+    # Half of a surrogate pair is no id, which whoever reads its features says; here nothing fails.
+    return float(mmh3.hash(text.encode("utf-8", "surrogatepass"), signed=False) * (100 / 2**32))
 
 
 def routes_file(root: Path) -> Path:

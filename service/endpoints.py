@@ -14,8 +14,8 @@ from service.auth import Keyring
 from service.errors import MethodNotAllowed, NotFound
 from service.exchange import Exchange, Exchanges, problem_response
 from service.metrics import Metrics
-from service.protocol import ModelList, ModelSummary
-from service.releases import Releases
+from service.protocol import CanarySummary, ModelList, ModelSummary
+from service.releases import Releases, Served
 from service.settings import Settings
 
 
@@ -32,26 +32,15 @@ class Endpoints:
     async def models(self, request: Request) -> Response:
         """What is served: models, their champion and loaded versions, their tasks."""
         self._enter(request, "/v1/models", "predict")
-        return _json(
-            ModelList(
-                [
-                    ModelSummary(
-                        model=model,
-                        champion=served.champion.release.version,
-                        versions=sorted(served.versions, key=int),
-                        tasks=list(served.champion.release.contract.task_names),
-                    )
-                    for model, served in self.releases.served.items()
-                ]
-            )
-        )
+        return _json(ModelList([_summary(model, served) for model, served in self.releases.served.items()]))
 
     async def model(self, request: Request) -> Response:
         """The champion's contract and model card, and the route that names it."""
         self._enter(request, "/v1/models/{model}", "predict")
-        served, loaded = self.releases.resolve(request.path_params["model"], None)
-        card = await asyncio.to_thread(loaded.release.card.read_text, "utf-8")
-        return _json({"route": served.route, "contract": loaded.release.contract, "card": card})
+        served = self.releases.find(request.path_params["model"])
+        release = served.champion.release
+        card = await asyncio.to_thread(release.card.read_text, "utf-8")
+        return _json({"route": served.route, "contract": release.contract, "card": card})
 
     async def livez(self, request: Request) -> Response:
         """200 while the process answers."""
@@ -71,7 +60,7 @@ class Endpoints:
         body = {
             "ready": ready,
             "release": "loaded" if self.releases.served else "not loaded",
-            "last_reload": "failed" if self.releases.failure or self.releases.standby_failure else "ok",
+            "last_reload": "failed" if self.releases.failures else "ok",
             "feature_store": store,
         }
         return _json(body, 200 if ready else 503)
@@ -98,6 +87,18 @@ async def on_error(request: Request, error: Exception) -> Response:
     response = problem_response(MethodNotAllowed() if error.status_code == 405 else NotFound(), exchange)
     response.headers.update(error.headers or {})
     return response
+
+
+def _summary(model: str, served: Served) -> ModelSummary:
+    canary = served.canary and served.route.canary
+    return ModelSummary(
+        model=model,
+        champion=served.champion.release.version,
+        canary=CanarySummary(str(canary.version), canary.percent) if canary else None,
+        shadow=[loaded.release.version for loaded in served.shadows],
+        versions=sorted(served.versions, key=int),
+        tasks=list(served.champion.release.contract.task_names),
+    )
 
 
 def _json(body: Any, status: int = 200) -> Response:

@@ -102,9 +102,18 @@ class PredictResponse(msgspec.Struct):
     predictions: list[Prediction]
 
 
+class CanarySummary(msgspec.Struct):
+    version: str
+    percent: float
+
+
 class ModelSummary(msgspec.Struct):
+    """versions: all that are loaded, and may be asked for."""
+
     model: str
     champion: str
+    canary: CanarySummary | None
+    shadow: list[str]
     versions: list[str]
     tasks: list[str]
 

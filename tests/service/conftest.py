@@ -1,5 +1,6 @@
 """What the gateway's tests serve: a tiny, really trained release, a real Redis, and a few customers in it."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from service.app import create_app
 from service.backends import Backend
 from service.settings import Settings
 from tests.feast_layout import Value, store
-from tests.model_export.tiny_release import AS_OF, CATEGORIES, CHANNELS, COUNTRIES, build_tiny_release
+from tests.model_export.tiny_release import AS_OF, CATEGORIES, CHANNELS, COUNTRIES, build_tiny_release, tiny_run
 from tests.service.serving import running
 
 NOW = AS_OF.timestamp()
@@ -59,6 +60,14 @@ def rows_of(customer: str, *, age_s: float = 600.0) -> dict[str, tuple[float, di
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return build_tiny_release(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def two_releases(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A repository with the release and, as champion, another one that was trained otherwise."""
+    root = tmp_path_factory.mktemp("two")
+    shutil.copytree(release.root, root, dirs_exist_ok=True)
+    return build_tiny_release(root, tiny_run(rows=1_000, seed=1, epochs=1))
 
 
 @pytest.fixture
