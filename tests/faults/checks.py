@@ -106,11 +106,13 @@ def _content(
 
     def explained_by(answer: Answer) -> bool:
         explanations = prediction["explanations"]
-        return explanations is not None and explanations.keys() == answer.scores.keys() and all(
-            _explains(explanation, answer, task) for task, explanation in explanations.items()
+        return (
+            explanations is not None
+            and explanations.keys() == answer.scores.keys()
+            and all(_explains(explanation, answer, task) for task, explanation in explanations.items())
         )
 
-    expected = oracle.of(version, customer)
+    expected = oracle.answers[version][customer]
     if prediction["status"] != expected.status:
         yield Violation("wrong", outcome, f"{customer} is {prediction['status']}, not {expected.status}")
     if not scored_by(expected):

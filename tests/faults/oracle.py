@@ -38,17 +38,18 @@ class Answer:
 
 
 class Oracle:
-    """version -> customer -> answer."""
+    """answers: version -> customer -> answer."""
 
-    def __init__(self, store: Store, releases: list[Release]) -> None:
-        self.answers = {release.version: answers_of(store, release) for release in releases}
+    def __init__(self, answers: Mapping[str, Mapping[str, Answer]]) -> None:
+        self.answers = dict(answers)
+
+    @classmethod
+    def of_releases(cls, store: Store, releases: list[Release]) -> "Oracle":
+        return cls({release.version: answers_of(store, release) for release in releases})
 
     def same(self, version: int, source: int) -> None:
         """`version` was published from what `source` was made of."""
         self.answers[str(version)] = self.answers[str(source)]
-
-    def of(self, version: str, customer: str) -> Answer:
-        return self.answers[version][customer]
 
 
 def answers_of(store: Store, release: Release) -> dict[str, Answer]:
@@ -63,10 +64,10 @@ def answers_of(store: Store, release: Release) -> dict[str, Answer]:
         for at in range(0, EXPLAINED, AT_ONCE)
     ]
     attributions, base = (np.concatenate([part[name] for part in parts]) for name in ("attributions", "base"))
-    degraded = encoded.defaulted.any(axis=1) | encoded.stale.any(axis=1)
+    listed = encoded.defaulted | encoded.stale
     answers = {}
     for row, customer in enumerate(store.customers):
-        status = "unknown_entity" if encoded.unknown[row] else "degraded" if degraded[row] else "ok"
+        status = "unknown_entity" if encoded.unknown[row] else "degraded" if listed[row].any() else "ok"
         given = {
             task: float(scores[row, column]) if eligible[row, column] else None
             for column, task in enumerate(contract.task_names)

@@ -79,9 +79,7 @@ class Promise:
 
     def at(self, outcome: Outcome) -> list[Period]:
         """Whose answer it may be: of everything that was in force between sending and receiving."""
-        return [
-            period for period in self.periods if period.since <= outcome.received and outcome.sent <= period.until
-        ]
+        return [period for period in self.periods if period.since <= outcome.received and outcome.sent <= period.until]
 
     def excuses(self, outcome: Outcome) -> bool:
         refusal = (outcome.status, outcome.code)

@@ -53,7 +53,9 @@ def forge(root: Path, source: int, change: Change | None = None) -> int:
     version = next_version(root)
     before, after = f"{MODEL}.{source}", f"{MODEL}.{version}"
     for suffix in (".explain", ""):
-        shutil.copytree(root / (before + suffix), root / (after + suffix), ignore=shutil.ignore_patterns("manifest.json"))
+        shutil.copytree(
+            root / (before + suffix), root / (after + suffix), ignore=shutil.ignore_patterns("manifest.json")
+        )
         config = root / (after + suffix) / "config.pbtxt"
         config.write_text(config.read_text().replace(f'"{before}{suffix}"', f'"{after}{suffix}"'))
     directories = (root / after, root / f"{after}.explain")

@@ -11,7 +11,7 @@ import psutil
 
 from feature_client.routes import Route
 from tests.faults.checks import Violation, judge
-from tests.faults.gateway import GatewayProcess
+from tests.faults.gateway import WORKERS, GatewayProcess
 from tests.faults.oracle import Oracle
 from tests.faults.promise import Promise, Refusal, Window
 from tests.faults.repository import write_routes
@@ -52,8 +52,10 @@ class Rig:
     done: list[Scenario]
 
     @contextmanager
-    def scenario(self, name: str) -> Iterator[Scenario]:
+    def scenario(self, name: str, start: Route) -> Iterator[Scenario]:
         """Judges everything that was answered during the block; an AssertionError tells the first violations."""
+        if self.promise.periods[-1].route != start:
+            self.route(start)
         self.spread()
         first = len(self.driver.history)
         current = Scenario(f"{self.backend}: {name}")
@@ -74,7 +76,10 @@ class Rig:
     def settle(self, current: Scenario | None, since: float) -> None:
         """Until every connection's worker serves what is expected last."""
         route = self.promise.periods[-1].route
-        until(lambda: all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models")), str(route))
+        until(
+            lambda: all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models")),
+            str(route),
+        )
         self.promise.settled()
         if current is not None:
             current.settled.append(time.monotonic() - since)
@@ -90,6 +95,14 @@ class Rig:
         refused = [one.received for one in self.driver.history[first:] if one.status != 200]
         current.recovered.append(max(refused, default=window.since) - window.since)
 
+    def refused(self, what: str) -> None:
+        """Until every worker has said that it could not load `what`."""
+
+        def said() -> bool:
+            return [event.get("what") for event in self.gateway.events("ERROR")].count(what) >= WORKERS
+
+        until(said, f"a refusal of {what}")
+
     def spread(self) -> None:
         """Every worker has some of the connections: otherwise its answers would not be seen."""
 
@@ -102,7 +115,8 @@ class Rig:
         until(all_busy, "clients on every worker")
 
     def _has_clients(self, worker: psutil.Process) -> bool:
-        return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == self.gateway.port for one in worker.net_connections("tcp4")) >= 2
+        own = [one for one in worker.net_connections("tcp4") if one.laddr.port == self.gateway.port]
+        return [one.status for one in own].count(psutil.CONN_ESTABLISHED) >= 2
 
 
 def serves(status: int, body: dict[str, object], route: Route) -> bool:
@@ -114,7 +128,8 @@ def serves(status: int, body: dict[str, object], route: Route) -> bool:
     return (
         model["champion"] == str(route.champion)
         and {str(version) for version in route.named} <= set(model["versions"])
-        and (canary and (canary["version"], canary["percent"])) == (route.canary and (str(route.canary.version), route.canary.percent))
+        and (canary and (canary["version"], canary["percent"]))
+        == (route.canary and (str(route.canary.version), route.canary.percent))
     )
 
 
@@ -136,4 +151,4 @@ def table(scenarios: list[Scenario]) -> list[str]:
 
 
 def _seconds(values: list[float]) -> str:
-    return ", ".join(f"{value:.1f} s" for value in values) or "–"
+    return ", ".join(f"{value:.1f} s" for value in values) or "-"

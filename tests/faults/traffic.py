@@ -9,6 +9,7 @@ import json
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -70,7 +71,7 @@ class Outcome:
 
 
 class Asks:
-    """What real callers ask: mostly one customer, sometimes a list, sometimes reasons, sometimes a version by number."""
+    """What callers ask: mostly one customer, sometimes a list, sometimes reasons, sometimes a version by number."""
 
     def __init__(
         self, customers: Sequence[str], explained: Sequence[str], versions: Callable[[], Sequence[str]], seed: int
@@ -101,17 +102,18 @@ class Connection:
 
     number: int
     address: tuple[str, int]
-    http: http.client.HTTPConnection | None = None
+    patience_s: float = DEADLINE_MS / 1e3 + SLACK_S
+    client: http.client.HTTPConnection | None = None
 
     def exchange(
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, str | None, dict[str, Any]]:
         """Status, request id and JSON; LOST or HUNG without them."""
-        if self.http is None:
-            self.http = http.client.HTTPConnection(*self.address, timeout=DEADLINE_MS / 1e3 + SLACK_S)
+        if self.client is None:
+            self.client = http.client.HTTPConnection(*self.address, timeout=self.patience_s)
         try:
-            self.http.request(method, path, body, {"Content-Type": "application/json", **headers})
-            answer = self.http.getresponse()
+            self.client.request(method, path, body, {"Content-Type": "application/json", **headers})
+            answer = self.client.getresponse()
             content = answer.read()
         except TimeoutError:
             self.close()
@@ -128,9 +130,9 @@ class Connection:
         return answer.status, answer.getheader("X-Request-Id"), decoded if isinstance(decoded, dict) else {}
 
     def close(self) -> None:
-        if self.http is not None:
-            self.http.close()
-            self.http = None
+        if self.client is not None:
+            self.client.close()
+            self.client = None
 
 
 @dataclass
@@ -154,6 +156,7 @@ class TrafficDriver:
         self.connections = [Connection(number, address) for number in range(connections)]
         self.history: list[Outcome] = []
         self.started: list[int] = []
+        self.extra: deque[Ask] = deque()
         self._probes: list[list[Callable[[Connection], None]]] = [[] for _ in self.connections]
         self._turn = _Turn(time.monotonic())
         self._ended = threading.Event()
@@ -193,6 +196,10 @@ class TrafficDriver:
         for probes in self._probes:
             probes.append(Connection.close)
 
+    def ask(self, *asks: Ask) -> None:
+        """In place of the next requests."""
+        self.extra.extend(asks)
+
     def wait_for(self, more: int) -> None:
         """Until so many more requests have had their outcome."""
         enough = len(self.history) + more
@@ -225,7 +232,8 @@ class TrafficDriver:
         with self._turn.lock:
             self._turn.due += self.random.expovariate(self.rate)
             self._turn.number += 1
-            return self._turn.number, self._turn.due, self.asks.next()
+            ask = self.extra.popleft() if self.extra else self.asks.next()
+            return self._turn.number, self._turn.due, ask
 
     def _wait(self, connection: Connection, due: float) -> None:
         probes = self._probes[connection.number]

@@ -50,9 +50,7 @@ class Store:
             if rows := self._rows(schema, row, customer):
                 store(redis, schema, customer, rows)
 
-    def _rows(
-        self, schema: FeatureSchema, row: int, customer: str
-    ) -> dict[str, tuple[float, Mapping[str, Value]]]:
+    def _rows(self, schema: FeatureSchema, row: int, customer: str) -> dict[str, tuple[float, Mapping[str, Value]]]:
         rows: dict[str, tuple[float, Mapping[str, Value]]] = {}
         for view in schema.views:
             if not np.isnan(at := self.event_times[view][row]):
