@@ -17,7 +17,7 @@ from typing import Any, Literal
 LOST, HUNG = 0, -1
 """Statuses of what has none: the connection broke; no answer came long after its deadline."""
 
-CONNECTIONS = 16
+CONNECTIONS = 32
 """At most so many requests are under way; what is due beyond them leaves late, and is not dropped."""
 RATE = 60.0
 """Requests a second, which two shared cores answer many times over."""
