@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from feature_client.clock import to_iso
-from feature_client.contract import CONTRACT_KEY, Contract
+from feature_client.contract import Contract
 from feature_client.errors import RapportError
 from feature_client.release import (
     MODEL_NAME,
@@ -31,9 +31,7 @@ from feature_client.release import (
     read_release,
     sha256,
 )
-from model_export.verify import EXPLAIN_MAX_ROWS
-
-SCORE_MAX_ROWS = 1024
+from feature_client.triton_config import config_pbtxt
 
 
 class PublishError(RapportError):
@@ -88,31 +86,6 @@ def set_champion(root: Path, model: str, version: int) -> None:
         _write_atomically(path, ("\n\n".join(sections) + "\n").encode(), scratch=root)
 
 
-def triton_config(name: str, contract: Contract, outputs: Mapping[str, tuple[int, ...]], max_rows: int) -> str:
-    """A config.pbtxt; outputs: name -> dimensions of one row.
-
-    No queue policy: with one, Triton 2.51 answers some requests 500 ms late. The gateway bounds what is in flight.
-    """
-    inputs = {
-        "numeric": ("TYPE_FP32", len(contract.schema.numeric)),
-        "categorical": ("TYPE_INT64", len(contract.schema.categorical)),
-    }
-    lines = [f'name: "{name}"', 'backend: "onnxruntime"', f"max_batch_size: {max_rows}"]
-    lines += [f'input {{ name: "{key}" data_type: {kind} dims: {width} }}' for key, (kind, width) in inputs.items()]
-    for key, dimensions in outputs.items():
-        dims = " ".join(f"dims: {size}" for size in dimensions)
-        lines.append(f'output {{ name: "{key}" data_type: TYPE_FP32 {dims} }}')
-    lines += [
-        "dynamic_batching { }",
-        # TF32 keeps 10 bits of the mantissa: answers would differ from the golden ones in the third digit.
-        "optimization { execution_accelerators { gpu_execution_accelerator {",
-        '  name: "cuda" parameters { key: "use_tf32" value: "0" }',
-        "} } }",
-        f'parameters {{ key: "{CONTRACT_KEY}" value: {{ string_value: "{contract.digest}" }} }}',
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _claim(root: Path, model: str) -> int:
     """A version number nobody used, not even a publisher that was killed; its directory is made here."""
     while True:
@@ -126,17 +99,12 @@ def _claim(root: Path, model: str) -> int:
 
 
 def _lay_out(staging: Path, name: str, contract: Contract, artifacts: Artifacts) -> None:
-    tasks, groups = len(contract.tasks), len(contract.schema.groups)
-    scores = {"scores": (tasks,)}
-    explanations = {**scores, "attributions": (tasks, groups), "base": (tasks,)}
     score, explain = staging / name, staging / f"{name}.explain"
-    for directory, graph, outputs, rows in (
-        (score, artifacts.score_graph, scores, SCORE_MAX_ROWS),
-        (explain, artifacts.explain_graph, explanations, EXPLAIN_MAX_ROWS),
-    ):
+    for directory, graph in ((score, artifacts.score_graph), (explain, artifacts.explain_graph)):
         graph_file(directory).parent.mkdir(parents=True)
         shutil.copyfile(graph, graph_file(directory))
-        (directory / "config.pbtxt").write_text(triton_config(directory.name, contract, outputs, rows))
+        config = config_pbtxt(directory.name, contract, explains=directory == explain)
+        (directory / "config.pbtxt").write_text(config)
     (score / "contract.json").write_bytes(contract.to_json())
     shutil.copyfile(artifacts.golden, score / "golden.npz")
     shutil.copyfile(artifacts.card, score / "card.md")

@@ -181,9 +181,10 @@ class Releases:
             # Who stands in for the champion does so for all: no canary, no shadow.
             champion, route = good, Route(champion=good.release.manifest.version, unknown=route.unknown)
         others = await asyncio.to_thread(self._others, model, route)
-        # At once, with what is there: a flip to a loaded release does not wait for its neighbours to load.
-        self._serve(model, route, champion, others)
         for version in others:
+            if route.canary is None or version != route.canary.version:
+                # Who answers does so at once: neither a flip nor a cold start waits for shadows and standbys to load.
+                self._serve(model, route, champion, others)
             try:
                 await self._version(model, version)
             except LOADING as exc:
