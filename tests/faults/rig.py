@@ -27,6 +27,7 @@ class Scenario:
     recovered: from a fault until the last refusal that it caused."""
 
     name: str
+    warned: int = 0  # warnings in the gateway's log before it
     settled: list[float] = field(default_factory=list)
     recovered: list[float] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -58,7 +59,7 @@ class Rig:
             self.route(start)
         self.spread()
         first = len(self.driver.history)
-        current = Scenario(f"{self.backend}: {name}")
+        current = Scenario(f"{self.backend}: {name}", warned=len(self.gateway.events("WARNING")))
         yield current
         self.driver.wait_for(AFTERMATH)
         current.outcomes = self.driver.history[first:].copy()
@@ -85,13 +86,13 @@ class Rig:
             current.settled.append(time.monotonic() - since)
 
     @contextmanager
-    def fault(self, current: Scenario, name: str, *allows: Refusal) -> Iterator[Window]:
+    def fault(self, current: Scenario, *allows: Refusal) -> Iterator[Window]:
         """Refusals are allowed from the block's start until, after it, every connection is answered again."""
-        with self.promise.window(name, *allows) as window:
+        with self.promise.window(current.name, *allows) as window:
             first = len(self.driver.history)
             yield window
             repaired = time.monotonic()
-            until(lambda: self.driver.sound_since(repaired), f"recovery from {name}")
+            until(lambda: self.driver.sound_since(repaired), "recovery")
         refused = [one.received for one in self.driver.history[first:] if one.status != 200]
         current.recovered.append(max(refused, default=window.since) - window.since)
 
@@ -102,6 +103,14 @@ class Rig:
             return [event.get("what") for event in self.gateway.events("ERROR")].count(what) >= WORKERS
 
         until(said, f"a refusal of {what}")
+
+    def noticed(self, current: Scenario, **what: str) -> None:
+        """Until the gateway has warned, during this scenario, of exactly this."""
+
+        def warned() -> bool:
+            return any(what.items() <= event.items() for event in self.gateway.events("WARNING")[current.warned :])
+
+        until(warned, f"a warning of {what}")
 
     def spread(self) -> None:
         """Every worker has some of the connections: otherwise its answers would not be seen."""

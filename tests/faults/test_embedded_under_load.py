@@ -71,7 +71,7 @@ def test_a_canarys_customers_stay_its_own(rig: Rig) -> None:
         chosen = {customer for customer, version in before.items() if version == "3"}
         assert 0.05 < len(chosen) / len(before) < 0.16
     with rig.scenario("canary 10 %, gateway restarted", tenth) as current:
-        with rig.fault(current, "restart", GONE):
+        with rig.fault(current, GONE):
             rig.gateway.stop()
             rig.gateway.start()
         assert seen() == before
@@ -142,7 +142,7 @@ def test_a_publisher_killed_between_any_two_steps_leaves_the_old_or_the_new(rig:
 
 
 def test_a_worker_that_is_killed_takes_only_its_own_connections_with_it(rig: Rig) -> None:
-    with rig.scenario("worker killed", HOME) as current, rig.fault(current, "kill", GONE):
+    with rig.scenario("worker killed", HOME) as current, rig.fault(current, GONE):
         victim = rig.gateway.workers()[0]
         victim.kill()
         until(lambda: len(set(rig.gateway.workers()) - {victim}) == WORKERS, "another worker in its place")
@@ -152,7 +152,7 @@ def test_a_cold_start_with_a_broken_champion_comes_up_on_the_one_before(rig: Rig
     with rig.scenario("cold start, champion broken", Route(champion=2, previous=1)) as current:
         version = forge(rig.root, 3)
         shutil.rmtree(rig.root / f"{MODEL}.{version}.explain")
-        with rig.fault(current, "restart", GONE):
+        with rig.fault(current, GONE):
             # Of what is named beside the champion before, nothing is promised.
             rig.promise.expect(Route(champion=2))
             write_routes(rig.root, Route(champion=version, previous=2))

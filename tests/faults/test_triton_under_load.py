@@ -1,23 +1,25 @@
 """Triton stalls, dies and is meddled with behind a gateway that clients never leave alone."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-import tritonclient.grpc as triton_grpc  # type: ignore[import-untyped]
 
 from feature_client.errors import RapportError
-from feature_client.release import graph_file, read_release
+from feature_client.release import read_release
 from feature_client.routes import Canary, Route
+from feature_client.triton_config import config_json
 from service.local_triton import LocalTriton
 from service.triton_install import find
 from tests.faults.conftest import HOME
 from tests.faults.promise import MODEL_DOWN, TOO_LATE
 from tests.faults.repository import MODEL
 from tests.faults.rig import Rig
+from tests.triton_calls import connected
+
+DOWN = (MODEL_DOWN, TOO_LATE)
+"""What is promised while nobody can answer."""
 
 STALLED_FOR = 150
 """Requests that come while something is stopped."""
@@ -53,21 +55,12 @@ def rig(rigs: Callable[..., Rig], server: LocalTriton) -> Rig:
     return rigs("triton", RAPPORT_BACKEND="triton", RAPPORT_TRITON=server.address)
 
 
-@contextmanager
-def control(server: LocalTriton) -> Iterator[triton_grpc.InferenceServerClient]:
-    """What everybody may do who reaches Triton's port."""
-    with triton_grpc.InferenceServerClient(server.address) as client:
-        yield client
-
-
-@contextmanager
-def stopped(rig: Rig, *pids: int) -> Iterator[None]:
+def stall(rig: Rig, *pids: int) -> None:
     """SIGSTOP, while clients go on, and SIGCONT."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
         rig.driver.wait_for(STALLED_FOR)
-        yield
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -83,51 +76,55 @@ def test_releases_come_and_go_and_fail_nobody(rig: Rig) -> None:
 
 
 def test_a_triton_that_is_killed_is_back_with_all_models(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("Triton killed", HOME) as current, rig.fault(current, "kill", MODEL_DOWN, TOO_LATE):
+    with rig.scenario("Triton killed", HOME) as current, rig.fault(current, *DOWN):
         server.kill()
+    assert current.refusals
 
 
 def test_a_triton_that_is_restarted_in_order_is_back_with_all_models(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("Triton restarted", HOME) as current, rig.fault(current, "restart", MODEL_DOWN, TOO_LATE):
+    with rig.scenario("Triton restarted", HOME) as current, rig.fault(current, *DOWN):
         server.restart()
+    assert current.refusals
 
 
-def test_a_triton_that_stalls_delays_nobody_beyond_the_deadline(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("Triton stopped and continued", HOME) as current:
-        with rig.fault(current, "stop", MODEL_DOWN, TOO_LATE), stopped(rig, server.pid):
-            pass
+def test_a_triton_that_stalls_keeps_nobody_beyond_the_deadline(rig: Rig, server: LocalTriton) -> None:
+    with rig.scenario("Triton stopped and continued", HOME) as current, rig.fault(current, *DOWN):
+        stall(rig, server.pid)
+    assert current.refusals
 
 
 def test_a_backend_process_that_dies_is_replaced(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("backend processes killed", HOME) as current:
-        with rig.fault(current, "kill", MODEL_DOWN, TOO_LATE):
-            for pid in server.python_processes():
-                os.kill(pid, signal.SIGKILL)
+    with rig.scenario("backend processes killed", HOME) as current, rig.fault(current, *DOWN):
+        for pid in server.python_processes():
+            os.kill(pid, signal.SIGKILL)
+        rig.noticed(current, graph=f"{MODEL}.1")
 
 
-def test_a_backend_process_that_stalls_is_waited_for(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("backend processes stopped and continued", HOME) as current:
-        with rig.fault(current, "stop", MODEL_DOWN, TOO_LATE), stopped(rig, *server.python_processes()):
-            pass
+def test_a_backend_process_that_stalls_keeps_nobody_beyond_the_deadline(rig: Rig, server: LocalTriton) -> None:
+    with rig.scenario("backend processes stopped and continued", HOME) as current, rig.fault(current, *DOWN):
+        stall(rig, *server.python_processes())
+    assert current.refusals
 
 
 def test_models_unloaded_behind_our_back_are_loaded_again(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("models unloaded", HOME) as current:
-        with rig.fault(current, "unload", MODEL_DOWN, TOO_LATE), control(server) as client:
-            for name in (f"{MODEL}.1", f"{MODEL}.1.explain", f"{MODEL}.2"):
-                client.unload_model(name)
+    with rig.scenario("models unloaded", HOME) as current, rig.fault(current, *DOWN), connected(server.address) as client:
+        for name in (f"{MODEL}.1", f"{MODEL}.1.explain", f"{MODEL}.2"):
+            client.unload_model(name)
+        rig.noticed(current, graph=f"{MODEL}.1")
 
 
 def test_another_model_under_our_name_answers_nobody(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("other models under our names", HOME) as current:
-        with rig.fault(current, "load", MODEL_DOWN, TOO_LATE), control(server) as client:
-            other = read_release(rig.root, MODEL, 2)
-            for suffix, directory in (("", other.directory), (".explain", other.explain_directory)):
-                name = f"{MODEL}.1{suffix}"
-                config = client.get_model_config(name, as_json=True)["config"]
-                client.unload_model(name)
-                content = graph_file(directory).read_bytes()
-                client.load_model(name, config=as_config(config), files={"file:1/model.onnx": content})
+    with (
+        rig.scenario("other models under our names", HOME) as current,
+        rig.fault(current, *DOWN),
+        connected(server.address) as client,
+    ):
+        ours, others = (read_release(rig.root, MODEL, version).graphs() for version in (1, 2))
+        for graph, other in zip(ours, others, strict=True):
+            client.unload_model(graph.name)
+            files = {"file:1/model.onnx": other.file.read_bytes()}
+            client.load_model(graph.name, config=config_json(graph), files=files)
+        rig.noticed(current, graph=f"{MODEL}.1")
 
 
 def test_of_two_tritons_one_may_die(
@@ -135,12 +132,9 @@ def test_of_two_tritons_one_may_die(
 ) -> None:
     second = start_triton()
     rig = rigs("two Tritons", RAPPORT_BACKEND="triton", RAPPORT_TRITON=f"{server.address},{second.address}")
-    with rig.scenario("one killed", HOME) as current, rig.fault(current, "kill"):
+    with rig.scenario("one killed", HOME) as current, rig.fault(current):
         second.kill()
-    with rig.scenario("one stopped and continued", HOME) as current:
-        with rig.fault(current, "stop"), stopped(rig, second.pid):
-            pass
-
-
-def as_config(config: object) -> str:
-    return json.dumps(config)
+        rig.noticed(current, graph=f"{MODEL}.1", endpoint=second.address)
+    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current):
+        stall(rig, second.pid)
+        rig.noticed(current, graph=f"{MODEL}.1", endpoint=second.address)
