@@ -107,7 +107,11 @@ def test_a_backend_process_that_stalls_keeps_nobody_beyond_the_deadline(rig: Rig
 
 
 def test_models_unloaded_behind_our_back_are_loaded_again(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("models unloaded", HOME) as current, rig.fault(current, *DOWN), connected(server.address) as client:
+    with (
+        rig.scenario("models unloaded", HOME) as current,
+        rig.fault(current, *DOWN),
+        connected(server.address) as client,
+    ):
         for name in (f"{MODEL}.1", f"{MODEL}.1.explain", f"{MODEL}.2"):
             client.unload_model(name)
         rig.noticed(current, graph=f"{MODEL}.1")
