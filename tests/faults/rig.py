@@ -1,5 +1,7 @@
 """One gateway under continuous load, and scenarios that happen to it one after the other."""
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,16 +11,18 @@ from pathlib import Path
 
 import psutil
 
-from feature_client.routes import Route
+from feature_client.routes import Route, read_routes
 from tests.faults.checks import Violation, judge
 from tests.faults.gateway import WORKERS, GatewayProcess
 from tests.faults.oracle import Oracle
 from tests.faults.promise import Promise, Refusal, Window
-from tests.faults.repository import write_routes
+from tests.faults.repository import MODEL, write_routes
 from tests.faults.traffic import Outcome, TrafficDriver, until
 
 AFTERMATH = 60
 """Requests that a scenario waits for at its end: what it broke shows in them."""
+
+FAILURES = "rapport_reload_failures_total"
 
 
 @dataclass
@@ -73,6 +77,25 @@ class Rig:
         self.promise.expect(route)
         write_routes(self.root, route)
         self.settle(current, since)
+
+    def command(self, current: Scenario, route: Route, *arguments: str) -> None:
+        """`rapport release ...`, which writes `route`, and waits until every worker has taken it."""
+        since = time.monotonic()
+        self.promise.expect(route)
+        command, *options = arguments
+        subprocess.run(
+            [sys.executable, "-m", "service.cli", "release", command, MODEL, "--models", str(self.root), *options],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert read_routes(self.root)[MODEL] == route
+        self.settle(current, since)
+
+    @contextmanager
+    def counted_failure(self) -> Iterator[None]:
+        """What happens in the block is counted as a failure by every worker."""
+        before = self.gateway.total(FAILURES)
+        yield
+        until(lambda: self.gateway.total(FAILURES) >= before + WORKERS, "failures that are counted")
 
     def settle(self, current: Scenario | None, since: float) -> None:
         """Until every connection's worker serves what is expected last."""
