@@ -100,10 +100,11 @@ class Rig:
     def settle(self, current: Scenario | None, since: float) -> None:
         """Until every connection's worker serves what is expected last."""
         route = self.promise.periods[-1].route
-        until(
-            lambda: all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models")),
-            str(route),
-        )
+
+        def taken() -> bool:
+            return all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models"))
+
+        until(taken, f"every worker on {route}")
         self.promise.settled()
         if current is not None:
             current.settled.append(time.monotonic() - since)
@@ -156,12 +157,11 @@ def serves(status: int, body: dict[str, object], route: Route) -> bool:
     if status != 200 or not isinstance(models, list) or len(models) != 1:
         return False
     [model] = models
-    canary = model.get("canary")
+    canary = route.canary and {"version": str(route.canary.version), "percent": route.canary.percent}
     return (
         model["champion"] == str(route.champion)
         and {str(version) for version in route.named} <= set(model["versions"])
-        and (canary and (canary["version"], canary["percent"]))
-        == (route.canary and (str(route.canary.version), route.canary.percent))
+        and model["canary"] == canary
     )
 
 

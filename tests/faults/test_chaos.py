@@ -124,7 +124,6 @@ def triton_steps(server: LocalTriton) -> tuple[Step, ...]:
         lambda _: server.restart(),
         lambda _: kill_backends(server),
         lambda chaos: stall(chaos.rig, server.pid),
-        lambda chaos: stall(chaos.rig, *server.python_processes()),
         lambda chaos: unload(server, [f"{MODEL}.{chaos.route.champion}", f"{MODEL}.{chaos.route.champion}.explain"]),
         meddled,
     )

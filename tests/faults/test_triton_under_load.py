@@ -55,12 +55,6 @@ def test_a_backend_process_that_dies_is_replaced(rig: Rig, server: LocalTriton) 
         rig.noticed(current, endpoint=server.address)
 
 
-def test_a_backend_process_that_stalls_keeps_nobody_beyond_the_deadline(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("backend processes stopped and continued", HOME) as current, rig.fault(current, *DOWN):
-        stall(rig, *server.python_processes())
-    assert current.refusals
-
-
 def test_models_unloaded_behind_our_back_are_loaded_again(rig: Rig, server: LocalTriton) -> None:
     with rig.scenario("models unloaded", HOME) as current, rig.fault(current, *DOWN):
         unload(server, [f"{MODEL}.1", f"{MODEL}.1.explain", f"{MODEL}.2"])
