@@ -145,8 +145,8 @@ def _releases(settings: Settings, backend: Backend, metrics: Metrics) -> Release
         from feature_client.signature import TrustedKeys  # noqa: PLC0415  (an extra)
 
         trust = TrustedKeys.read(settings.release_key)
-    if settings.models_cache is not None and is_url(settings.models):
-        mirror = Mirror(settings.models, settings.models_cache, trust)
+    if settings.models_cache is not None and is_url(str(settings.models)):
+        mirror = Mirror(str(settings.models), settings.models_cache, trust)
     root = mirror.root if mirror else Path(settings.models)
     return Releases(root, backend, metrics, settings.max_deadline_ms / 1_000, trust, mirror)
 

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         description="Processes that answer, on one port: the CPU limit of the container, rounded down, and 1 below 2. "
         "Limits that count something (quotas of keys, max_inflight_*) hold in each worker alone.",
     )
-    models: str = Field(
+    models: str | Path = Field(
         "models",
         description="The model repository, releases and routes.toml: a path, or an address in object storage "
         "(s3://bucket/prefix, gs://..., as fsspec takes them), which is copied to `models_cache`.",
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _object_storage_has_a_cache(self) -> "Settings":
-        if is_url(self.models) and self.models_cache is None:
+        if is_url(str(self.models)) and self.models_cache is None:
             raise ValueError("RAPPORT_MODELS is in object storage: set RAPPORT_MODELS_CACHE to a directory for copies")
         return self
 
