@@ -137,23 +137,39 @@ def test_a_half_uploaded_release_is_none_until_its_manifest_comes(
     assert read_routes(mirror.root)["engagement"].champion == 2
 
 
-@pytest.mark.parametrize("damage", ["a flipped byte", "a missing file", "a huge file", "an empty file"])
+@pytest.mark.parametrize("damage", ["a flipped byte", "a missing file", "an empty file"])
 def test_a_damaged_release_never_appears_and_is_taken_once_it_is_mended(
-    storage: Storage, repository: Path, tmp_path: Path, damage: str
+    local: Storage, repository: Path, tmp_path: Path, damage: str
 ) -> None:
+    before = damaged(local, repository, GRAPH)
+    if damage == "a flipped byte":
+        flip(local, GRAPH)
+    elif damage == "a missing file":
+        local.remove(GRAPH)
+    else:
+        local.write(GRAPH, b"")
+    refused_until_mended(local, tmp_path, GRAPH, before)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(
+    storage: Storage, repository: Path, tmp_path: Path
+) -> None:
+    card = "engagement.2/card.md"
+    before = damaged(storage, repository, card)
+    storage.write(card, b"x" * (5 * 2**20))
+    refused_until_mended(storage, tmp_path, card, before)
+
+
+def damaged(storage: Storage, repository: Path, file: str) -> bytes:
+    """A storage with both versions, of which the champion is to be damaged; what the file holds before it is."""
     push(repository, storage.target, "engagement", 1)
     push(repository, storage.target, "engagement", 2)
     storage.write("routes.toml", b"[engagement]\nchampion = 2\nprevious = 1\n")
-    file = {"a huge file": "engagement.2/card.md"}.get(damage, GRAPH)
-    before = storage.read(file)
-    if damage == "a flipped byte":
-        flip(storage, file)
-    elif damage == "a missing file":
-        storage.remove(file)
-    else:
-        storage.write(file, b"x" * (5 * 2**20) if damage == "a huge file" else b"")
-    mirror = mirror_of(storage, tmp_path)
+    return storage.read(file)
 
+
+def refused_until_mended(storage: Storage, tmp_path: Path, file: str, content: bytes) -> None:
+    mirror = mirror_of(storage, tmp_path)
     with pytest.raises(MirrorError, match=r"is damaged|misses a file|is larger than") as refused:
         mirror.refresh()
     assert file in str(refused.value)
@@ -162,7 +178,7 @@ def test_a_damaged_release_never_appears_and_is_taken_once_it_is_mended(
     assert not (mirror.root / "engagement.2.explain").exists()
     assert not (mirror.root / "routes.toml").exists()
 
-    storage.write(file, before)
+    storage.write(file, content)
     mirror.refresh()
     read_release(mirror.root, "engagement", 2)
     assert read_routes(mirror.root)["engagement"].champion == 2
