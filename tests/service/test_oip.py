@@ -389,6 +389,8 @@ WRONG_TENSORS: dict[str, tuple[str, object]] = {
     "same input twice": ("inputs.1.name", "numeric"),
     "unknown member": (SECRET, 1),
     "unknown member of an input": (f"inputs.0.{SECRET}", 1),
+    "another model": ("model_name", SECRET),
+    "another version": ("model_version", "2"),
     "id is a number": ("id", 7),
     "id is long": ("id", SECRET * 100),
     "unknown output": ("outputs", [{"name": SECRET}]),
