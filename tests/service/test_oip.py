@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -263,10 +264,11 @@ def test_outputs_are_those_asked_for_each_as_it_is_wanted(url: str, customers: l
     assert behind == np.array([[1, 1, 1], [1, 1, 1], [1, 0, 1]], np.uint8).tobytes() + b"\1\0\0\0001" * 3
 
 
-def test_the_largest_requests_are_answered(url: str, rows: Mapping[str, npt.NDArray[Any]]) -> None:
+def test_the_largest_requests_are_answered(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
     many = {name: np.resize(tensor, (1_000, tensor.shape[1])) for name, tensor in rows.items()}
 
-    assert values(infer(url, tensors(many)), "scores").shape == (1_000, 3)
+    expected = runtime(release, many, explains=False)["scores"]
+    assert (discrepancy(values(infer(url, tensors(many)), "scores"), expected) <= 1).all()
     assert post_binary(url, *binary(many)).status_code == 200
     assert values(infer(url, ids(*(f"m{n}" for n in range(1_000)))), "scores").shape == (1_000, 3)
     assert values(infer(url, ids(*(f"m{n}" for n in range(32))), "engagement.explain"), "base").shape == (32, 3)
@@ -301,6 +303,21 @@ def test_the_route_decides_for_customers_and_the_champion_has_the_tensors(
         expected = np.array([[one["scores"][task] for task in release.contract.task_names] for one in v1])
         assert (discrepancy(values(answer, "scores"), expected) <= 1).all()
     assert infer(both, tensors(rows))["model_version"] == "1"
+
+
+def test_those_who_ask_together_get_their_own(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
+    expected = runtime(release, rows, explains=True)
+    bodies = [
+        tensors({name: tensor[row : row + 1] for name, tensor in rows.items()}) for row in range(len(expected["base"]))
+    ]
+
+    def asked(row: int) -> bool:
+        scores = values(infer(url, bodies[row]), "scores")
+        base = values(infer(url, bodies[row], "engagement.explain"), "base")
+        return bool((discrepancy(scores[0], expected["scores"][row]) <= 1).all()) and base.shape == (1, 3)
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(asked, [*range(len(bodies))] * 4))
 
 
 def test_a_version_in_the_path_is_the_one_that_answers(
