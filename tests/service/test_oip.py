@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import struct
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -28,8 +29,10 @@ from service.oip_body import read_question
 from service.oip_tensors import tensor_rows
 from tests.feast_layout import store
 from tests.service.conftest import Start, rows_of
+from tests.service.test_direct import answer as answer_of
+from tests.service.test_direct import connected
 from tests.service.test_errors import SECRET, golden
-from tests.service.test_operations import until
+from tests.service.test_operations import gateway_process, total, until
 
 PATIENT = {"X-Deadline-Ms": "30000"}
 HEADER = "Inference-Header-Content-Length"
@@ -695,6 +698,44 @@ def test_what_the_backend_does_wrong_is_told_apart(
         refused(requests.post(path, json=body, headers=PATIENT, timeout=30), 502, "bad_model_output")
     backend.loaded.clear()
     refused(requests.post(path, json=body, headers=PATIENT, timeout=30), 503, "model_unavailable")
+
+
+def test_a_client_that_leaves_is_not_waited_for(
+    start: Start, customers: list[str], release: Release, rows: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    backend = golden(release)
+    url = start(backend, deadline_ms=60_000)
+    backend.delay_s = 3_600.0
+    for body in (GOOD, tensors({name: tensor[:1] for name, tensor in rows.items()})):
+        with connected(url) as connection:
+            connection.sendall(by_hand(body))
+            until(lambda: total(url, "rapport_inflight", lane="predict") == 1, "never admitted")
+        until(lambda: total(url, "rapport_inflight", lane="predict") == 0, "still admitted")
+    until(lambda: total(url, "rapport_requests_total", code="499") == 2, "not noticed")
+
+
+def test_what_outlives_the_drain_is_told_so(
+    tmp_path: Path, release: Release, redis_url: str, redis: Any, customers: list[str]
+) -> None:
+    patience = {"RAPPORT_REDIS_TIMEOUT_MS": "30000", "RAPPORT_DRAIN_S": "1"}
+    with gateway_process(tmp_path, release, redis_url, **patience) as (process, url):
+        until(lambda: requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200, "never ready")
+        with connected(url) as connection:
+            redis.execute_command("CLIENT", "PAUSE", "4000", "ALL")
+            connection.sendall(by_hand(GOOD, b"X-Deadline-Ms: 60000"))
+            time.sleep(0.3)  # until it waits for Redis
+            process.terminate()
+            status, _, body, _ = answer_of(connection)
+        process.wait(20)
+
+    assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+    assert json.loads(body)["error"]
+
+
+def by_hand(body: object, *headers: bytes) -> bytes:
+    text = json.dumps(body).encode()
+    lines = (b"POST /v2/models/engagement/infer HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(text), *headers)
+    return b"\r\n".join((*lines, b"", text))
 
 
 def test_several_join_keys_are_an_input_each() -> None:
