@@ -16,19 +16,25 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from redis import Redis
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.release import Release, graph_file
+from service.app import create_app
 from service.auth import add_key
 from service.errors import InvalidJson, InvalidRequest
+from service.local_triton import LocalTriton
 from service.oip import entities_of
 from service.oip_body import read_question
 from service.oip_tensors import tensor_rows
+from service.settings import Settings
 from tests.feast_layout import store
-from tests.service.conftest import Start, rows_of
+from tests.model_export.tiny_release import AS_OF
+from tests.service.conftest import Start, rows_of, wait_ready
+from tests.service.serving import running
 from tests.service.test_direct import answer as answer_of
 from tests.service.test_direct import connected
 from tests.service.test_errors import SECRET, golden
@@ -194,6 +200,29 @@ def test_tensors_are_explained(url: str, release: Release, rows: Mapping[str, np
     assert {output["name"] for output in answer["outputs"]} == set(expected)
     for name, tensor in expected.items():
         assert (discrepancy(values(answer, name), tensor, scale if name == "attributions" else 0.0) <= 1).all(), name
+
+
+def test_triton_behind_the_gateway_gives_the_answers_of_the_graph(
+    triton: LocalTriton,
+    release: Release,
+    redis_url: str,
+    customers: list[str],
+    rows: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    settings = Settings(
+        backend="triton", triton=triton.address, models=release.root, redis=redis_url, as_of=AS_OF, log_level="warning"
+    )
+    few = {name: tensor[:5] for name, tensor in rows.items()}
+    with running(create_app(settings)) as url:
+        wait_ready(url)
+        scored, explained = infer(url, tensors(rows)), infer(url, tensors(few), "engagement.explain")
+        by_id = infer(url, ids(*customers))
+
+    assert (discrepancy(values(scored, "scores"), runtime(release, rows, explains=False)["scores"]) <= 1).all()
+    expected = runtime(release, few, explains=True)
+    scale = attribution_scale(expected["attributions"], expected["base"])
+    assert (discrepancy(values(explained, "attributions"), expected["attributions"], scale) <= 1).all()
+    assert values(by_id, "status").tolist() == ["ok"] * 3
 
 
 def test_customers_get_the_answers_of_v1(url: str, customers: list[str], release: Release) -> None:
@@ -833,7 +862,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
     return bytes(body), None if header is None else b"%d" % max(header, 0)
 
 
-@settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 def test_whatever_is_sent_is_read_or_refused(release: Release, sent: tuple[bytes, bytes | None]) -> None:
     schema = release.contract.schema
@@ -850,7 +879,7 @@ def test_whatever_is_sent_is_read_or_refused(release: Release, sent: tuple[bytes
         pass
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 def test_whatever_is_sent_is_answered_or_refused(gateway: str, sent: tuple[bytes, bytes | None]) -> None:
     body, header = sent
