@@ -39,7 +39,7 @@ def create_app(
     """Production passes settings, a worker its metrics, tests other parts. Raises KeysError and RapportError."""
     metrics = metrics or Metrics()
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
-    backend = backend or _embedded(settings)
+    backend = backend or (_triton(settings, metrics) if settings.backend == "triton" else _embedded(settings))
     releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
     predictor = Predictor(
@@ -53,7 +53,7 @@ def create_app(
     )
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
     exchanges = Exchanges(metrics, AccessLog(enabled=settings.log_level in ("debug", "info")))
-    endpoints = Endpoints(settings, keyring, releases, reader, metrics, exchanges)
+    endpoints = Endpoints(settings, keyring, releases, reader, backend, metrics, exchanges)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -99,6 +99,19 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
     if not own_metrics_port:
         app.get("/metrics", response_model=None, openapi_extra=KEY)(endpoints.exposition)
     return app
+
+
+def _triton(settings: Settings, metrics: Metrics) -> Backend:
+    try:
+        from service.backends.triton import TritonBackend, TritonLimits  # noqa: PLC0415  (an extra, named when missing)
+    except ImportError as exc:
+        raise RapportError("Triton's client is not installed: pip install 'rapport[triton]'") from exc
+
+    def told(address: str, up: bool) -> None:  # noqa: FBT001
+        metrics.dependency(f"backend:{address}", up=up)
+
+    limits = TritonLimits(settings.triton_batches_in_flight, settings.triton_timeout_ms / 1_000)
+    return TritonBackend(settings.triton_endpoints, limits, told)
 
 
 def _embedded(settings: Settings) -> Backend:

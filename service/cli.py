@@ -18,9 +18,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 events = typer.Typer(no_args_is_help=True, help="Raw customer events: make them, or bring your own.")
 features = typer.Typer(no_args_is_help=True, help="Features: declare, build, put into the online store.")
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
+triton = typer.Typer(no_args_is_help=True, help="A real Triton without a container, on this machine's CPUs.")
 app.add_typer(events, name="events")
 app.add_typer(features, name="features")
 app.add_typer(keys, name="keys")
+app.add_typer(triton, name="triton")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
@@ -234,6 +236,39 @@ def redis(
             while server.is_running:
                 time.sleep(WATCH_S)
             raise RapportError(f"redis-server ended; its log is {server.log}")
+
+
+@triton.command("install")
+def triton_install(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Where. Default: RAPPORT_TRITON_HOME, else inside this Python environment.")
+    ] = None,
+) -> None:
+    """NVIDIA's tritonserver from its wheel, with an environment for its Python processes; nothing, if it is there."""
+    from service.triton_install import install  # noqa: PLC0415  (other commands install nothing)
+
+    print(install(directory).home)  # noqa: T201
+
+
+@triton.command("serve")
+def triton_serve(
+    directory: Annotated[Path, typer.Argument(help="Where it keeps its log.")],
+    models: Annotated[
+        Path | None, typer.Option(help="The model repository that it may load from. Default: none; models are sent.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of gRPC on 127.0.0.1; 0 takes a free one.")] = 0,
+    http_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of HTTP. Default: off.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of its metrics. Default: off.")] = None,
+) -> None:
+    """A real tritonserver on loopback, until Ctrl-C; its address is the only line of stdout. No model is loaded."""
+    with _extra("service.local_triton", "triton").LocalTriton(
+        directory, port, models=models, http_port=http_port, metrics_port=metrics_port
+    ) as server:
+        print(server.address, flush=True)  # noqa: T201
+        with suppress(KeyboardInterrupt):
+            while server.is_running:
+                time.sleep(WATCH_S)
+            raise RapportError(f"tritonserver ended; its log is {server.log}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from feature_client.online.reader import FeatureReader, FeatureStoreUnavailable
 from service.auth import Keyring
+from service.backends import Backend
 from service.errors import MethodNotAllowed, NotFound
 from service.exchange import Exchange, Exchanges, problem_response
 from service.metrics import Metrics
@@ -25,6 +26,7 @@ class Endpoints:
     keyring: Keyring
     releases: Releases
     reader: FeatureReader
+    backend: Backend
     metrics: Metrics
     exchanges: Exchanges
     store_answered: bool = False
@@ -48,7 +50,7 @@ class Endpoints:
         return _json({"live": True})
 
     async def readyz(self, request: Request) -> Response:
-        """200 once a release gave its golden answers and the store answered once; a later outage is in the body."""
+        """200 once a release gave its golden answers and the store answered once; later outages are in the body."""
         Exchange.of(request).route = "/readyz"
         try:
             await self.reader.ping(self.settings.redis_timeout_ms / 1_000)
@@ -62,6 +64,7 @@ class Endpoints:
             "release": "loaded" if self.releases.served else "not loaded",
             "last_reload": "failed" if self.releases.failures else "ok",
             "feature_store": store,
+            "backend": "ok" if self.backend.available else "unavailable",
         }
         return _json(body, 200 if ready else 503)
 

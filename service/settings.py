@@ -1,11 +1,15 @@
 """Everything an operator may set: `RAPPORT_<NAME>` in the environment, with units and how to choose."""
 
+import re
 from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 class Settings(BaseSettings):
@@ -24,6 +28,14 @@ class Settings(BaseSettings):
         "Limits that count something (quotas of keys, max_inflight_*) hold in each worker alone.",
     )
     models: Path = Field(Path("models"), description="The model repository: releases and routes.toml.")
+    backend: Literal["embedded", "triton"] = Field(
+        "embedded", description="What runs the models: ONNX Runtime in each worker, or Triton (see `triton`)."
+    )
+    triton: str = Field(
+        "",
+        description="host:port of Triton's gRPC, several separated by commas. Started with "
+        "--model-control-mode=explicit; they are sent what to run and need share nothing. Never let clients reach them.",
+    )
     redis: str = Field(
         "127.0.0.1:6379",
         description="Feast's connection string of the online store: host:port, then options after commas.",
@@ -60,6 +72,15 @@ class Settings(BaseSettings):
         "for all of a large one. Smaller is fairer and costs the large one more batches.",
     )
     batches_in_flight: int = Field(2, ge=1, description="Batches a lane works on at once: one reads, one infers.")
+    triton_batches_in_flight: int = Field(
+        4, ge=1, description="Batches at each Triton at once, from each worker; more wait here for their turn."
+    )
+    triton_timeout_ms: int = Field(
+        1_000,
+        ge=1,
+        description="Longest wait for one inference, within the request's deadline. With several Tritons, a third of "
+        "`deadline_ms`: enough is left to ask another when one hangs.",
+    )
     model_threads: int = Field(
         1,
         ge=1,
@@ -76,6 +97,19 @@ class Settings(BaseSettings):
         if as_of is not None and as_of.tzinfo is None:
             raise ValueError("write the instant with its time zone, for example 2011-09-01T00:00:00Z")
         return as_of
+
+    @model_validator(mode="after")
+    def _triton_is_named(self) -> "Settings":
+        wrong = [address for address in self.triton_endpoints if not ADDRESS.fullmatch(address)]
+        if wrong:
+            raise ValueError(f"RAPPORT_TRITON is host:port[,host:port...], not {wrong[0]!r}")
+        if self.backend == "triton" and not self.triton_endpoints:
+            raise ValueError("RAPPORT_BACKEND=triton needs RAPPORT_TRITON=host:port of its gRPC")
+        return self
+
+    @property
+    def triton_endpoints(self) -> list[str]:
+        return [address.strip() for address in self.triton.split(",") if address.strip()]
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "Settings":

@@ -108,7 +108,7 @@ def _become(run: Callable[[], None], parent: int) -> None:
     """The rest of a child's life; never returns into what its parent was doing."""
     code = 1
     try:
-        _end_with(parent)
+        end_with(parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         run()
         code = 0
@@ -127,7 +127,7 @@ def _become(run: Callable[[], None], parent: int) -> None:
         os._exit(code)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """SIGTERM for this process when its parent is gone, whatever ended it."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

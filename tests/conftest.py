@@ -1,4 +1,4 @@
-"""What every test may use: a real Redis. And in CI nothing is skipped in silence."""
+"""What every test may use: a real Redis, a real Triton. And in CI nothing is skipped in silence."""
 
 import os
 from collections.abc import Generator, Iterator
@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from feature_client.errors import RapportError
 from feature_client.online.local_redis import LocalRedis
+from service.local_triton import LocalTriton
+from service.triton_install import find
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -26,6 +29,18 @@ def redis(redis_url: str) -> Iterator["Redis"]:
     with Redis(host, int(port)) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    """A real tritonserver, shared by the session, with no repository of its own: models are sent to it. Whoever loads
+    one unloads it; who kills the server leaves it ready."""
+    try:
+        installation = find()
+    except RapportError as exc:
+        pytest.skip(str(exc))
+    with LocalTriton(tmp_path_factory.mktemp("triton"), installation=installation) as server:
+        yield server
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,10 @@ class BadModelOutput(Exception):
 
 
 class Backend(Protocol):
+    @property
+    def available(self) -> bool:
+        """Everything that is loaded can be answered, as far as is known."""
+
     async def load(self, graph: ReleaseGraph) -> None:
         """Makes the model `graph.name` ready, and proves it wherever it will run: the golden rows give the golden
         answers (`check_golden`). What fails leaves nothing loaded.

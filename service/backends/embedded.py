@@ -120,6 +120,8 @@ class EmbeddedBackend:
     Explanations have a thread of their own, so that a score never queues behind one.
     """
 
+    available = True
+
     def __init__(self, threads: int = 1) -> None:
         self.options = ort.SessionOptions()
         self.options.intra_op_num_threads = threads

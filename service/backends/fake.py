@@ -16,6 +16,8 @@ class FakeBackend:
     contract: the digest that its graphs claim to carry.
     """
 
+    available = True
+
     def __init__(self, answer: Answer, contract: str, delay_s: float = 0.0) -> None:
         self.answer = answer
         self.contract = contract

@@ -63,7 +63,13 @@ def test_ready_means_a_release_and_a_store_that_answered(start: Start, tmp_path:
     assert requests.get(f"{url}/livez", timeout=5).json() == {"live": True}
     response = requests.get(f"{url}/readyz", timeout=5)
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "release": "not loaded", "last_reload": "failed", "feature_store": "ok"}
+    assert response.json() == {
+        "ready": False,
+        "release": "not loaded",
+        "last_reload": "failed",
+        "feature_store": "ok",
+        "backend": "ok",
+    }
 
 
 def test_a_store_that_goes_away_later_takes_no_gateway_out(start: Start, tmp_path: Path) -> None:

@@ -1,0 +1,271 @@
+"""One graph on one Triton: brought there, proven by its golden rows, and taken out of service when it fails."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
+
+from feature_client.contract import CONTRACT_KEY
+from feature_client.golden import Tensors
+from feature_client.release import ReleaseError, ReleaseGraph
+from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, check_golden
+from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable, is_cancelled
+from service.backends.messages import infer_request, outputs_of
+from service.backends.onnx_metadata import metadata_of
+
+log = logging.getLogger("rapport.backends.triton")
+
+PROBE_TIMEOUT_S = 2.0
+"""For the golden rows of a graph that is loaded. A dead stub process is reported after one second."""
+
+LATE_AT_MOST = 3
+"""So many inferences in a row that were late take the graph out of service here."""
+PATIENCE_S = 0.05
+"""One that was given less says nothing about the server: clients choose their deadlines."""
+
+EJECTED_FIRST_S, EJECTED_AT_MOST_S = 0.25, 5.0
+REFUSED_FIRST_S, REFUSED_AT_MOST_S = 0.5, 30.0
+STEADY_S = 30.0
+"""In service for this long, and the next failure counts as the first."""
+
+FAILURES = (BackendUnavailable, BadModelOutput, ReleaseError, TimeoutError)
+"""What proving may raise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Package:
+    """What is sent to Triton: the bytes of the graph as they were read once, under a version that they determine.
+
+    Triton runs the version it is asked for or none: whatever else is loaded under the same name, by hand, from its own
+    repository, by a gateway with another repository, cannot be taken for this graph.
+    """
+
+    graph: ReleaseGraph
+    content: bytes
+    version: str
+    config: str
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+    @classmethod
+    def read(cls, graph: ReleaseGraph) -> "Package":
+        """Raises BackendUnavailable where there is no graph, ReleaseError where it is of another contract."""
+        try:
+            content = graph.file.read_bytes()
+        except OSError as exc:
+            raise BackendUnavailable(f"{graph.name}: {graph.file.name} cannot be read: {exc.strerror}") from exc
+        try:
+            metadata = metadata_of(content)
+        except ValueError as exc:
+            raise BackendUnavailable(f"{graph.name}: {graph.file.name} is no ONNX model: {exc}") from exc
+        if metadata.get(CONTRACT_KEY) != graph.contract.digest:
+            raise ReleaseError(f"{graph.name}: the graph was exported with another contract")
+        # Triton's versions are numbers of 63 bits.
+        version = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+        return cls(graph, content, str(version), config_json(graph))
+
+    def request(self, tensors: Tensors) -> tuple[pb.ModelInferRequest, Mapping[str, tuple[int, ...]]]:
+        """With the outputs that are expected of it. Raises BackendUnavailable."""
+        expected = self.graph.outputs(len(next(iter(tensors.values()))))
+        return infer_request(self.name, self.version, tensors, expected), expected
+
+
+class Replica:
+    """proven_in: the endpoint's epoch in which the golden rows gave the golden answers; None where they do not."""
+
+    def __init__(self, package: Package, endpoint: Endpoint) -> None:
+        self.package = package
+        self.endpoint = endpoint
+        self.proven_in: int | None = None
+        self.proven_at = self.answered_at = -STEADY_S  # monotonic
+        self.tried_at = self.try_at = 0.0
+        self.suspect = self.hangs = False
+        self.refusal: str | None = None
+        self._late = 0
+        self._fell = 0  # how often it went out of service without a steady while between
+        self._was_ready: bool | None = None
+        self._proving: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.endpoint.reachable and self.proven_in == self.endpoint.epoch
+
+    @property
+    def mendable(self) -> bool:
+        """It may be worth a request's while to wait until it is proven."""
+        if not self.endpoint.reachable or self.hangs:
+            return False
+        return self._proving is not None or time.monotonic() >= self.try_at
+
+    async def infer(
+        self, request: pb.ModelInferRequest, expected: Mapping[str, tuple[int, ...]], ends: float, cap_s: float
+    ) -> Tensors:
+        """Raises BackendUnavailable and its sub-classes; TimeoutError where it ended by `ends` or after `cap_s`."""
+        async with self.endpoint.slot(ends):
+            seconds = min(ends - time.monotonic(), cap_s)
+            try:
+                reply = await self.endpoint.infer(request, seconds)
+                outputs = outputs_of(reply, self.package.name, self.package.version, expected)
+            except (NotLoaded, Broken) as exc:
+                self._out(exc)
+                raise
+            except TimeoutError as exc:
+                self.suspect = True
+                self._late += seconds >= PATIENCE_S
+                if self._late >= LATE_AT_MOST:
+                    self._eject(exc)
+                raise
+            except (BackendUnavailable, BadModelOutput):
+                self.suspect = True
+                raise
+        self._late = 0
+        self.answered_at = time.monotonic()
+        return outputs
+
+    async def prove(self) -> None:
+        """The golden rows give the golden answers, if need be after the graph was loaded. Who comes while somebody
+        does this waits for the outcome of that.
+
+        Raises BackendUnavailable and its sub-classes, BadModelOutput, ReleaseError, TimeoutError.
+        """
+        if self._proving is None:
+            self._proving = asyncio.create_task(self._prove())
+            self._proving.add_done_callback(self._proved)
+        proving = self._proving
+        try:
+            await asyncio.shield(proving)
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise BackendUnavailable(f"{self.package.name} was unloaded") from None
+
+    async def drop(self) -> None:
+        """Nothing is brought there any more."""
+        if self._proving is not None:
+            self._proving.cancel()
+            await asyncio.wait([self._proving])
+
+    def _proved(self, task: "asyncio.Task[None]") -> None:
+        self._proving = None
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; where nobody did, _prove has noted it
+
+    async def _prove(self) -> None:
+        self.tried_at = time.monotonic()
+        epoch = self.endpoint.epoch
+        try:
+            await self._bring()
+        except Unreachable as exc:
+            self._out(exc)
+            raise
+        except TimeoutError as exc:
+            self._eject(exc)
+            raise
+        except FAILURES as exc:
+            self._refuse(exc)
+            raise
+        # It may have gone and come back meanwhile, and be another by now.
+        self.proven_in, self.proven_at = epoch if self.endpoint.epoch == epoch else None, time.monotonic()
+        self.suspect, self.hangs, self.refusal, self._late = False, False, None, 0
+        self._note()
+
+    async def _bring(self) -> None:
+        try:
+            await self._golden(PROBE_TIMEOUT_S)
+        except NotLoaded:
+            pass
+        except (Broken, BadModelOutput, ReleaseError):
+            self.proven_in = None
+            # A load alone would do nothing: Triton has this model with this config.
+            await self.endpoint.unload(self.package.name)
+        else:
+            return
+        try:
+            await self._load()
+        except (NotLoaded, Broken):
+            # Another gateway unloaded it in between, to mend what is mended by now.
+            await self._load()
+
+    async def _load(self) -> None:
+        self.proven_in = None
+        package = self.package
+        await self.endpoint.load(package.name, package.config, f"{package.version}/model.onnx", package.content)
+        try:
+            await self._golden(GOLDEN_TIMEOUT_S)
+        except (BadModelOutput, ReleaseError):
+            with contextlib.suppress(*FAILURES):
+                await self.endpoint.unload(package.name)
+            raise
+
+    async def _golden(self, timeout_s: float) -> None:
+        golden = self.package.graph.golden
+        request, expected = self.package.request(golden.tensors)
+        reply = await self.endpoint.infer(request, timeout_s)
+        check_golden(self.package.graph, outputs_of(reply, self.package.name, self.package.version, expected))
+
+    def _out(self, error: Exception | None) -> None:
+        self.proven_in = None
+        self._note(error)
+
+    def _eject(self, error: Exception) -> None:
+        """Until it has answered golden rows; one that falls again and again stays out for longer."""
+        if self.ready:
+            self._wait(EJECTED_FIRST_S, EJECTED_AT_MOST_S)
+        self.hangs, self._late = True, 0
+        self._out(error)
+
+    def _refuse(self, error: Exception) -> None:
+        self._wait(REFUSED_FIRST_S, REFUSED_AT_MOST_S)
+        self.hangs = False
+        reason = str(error)
+        if reason != self.refusal:
+            log.error("a graph is kept out", extra=self._where | {"reason": reason[:500]})
+        self.refusal = reason
+        self._out(None)
+
+    def _wait(self, first_s: float, at_most_s: float) -> None:
+        now = time.monotonic()
+        self._fell = 0 if now - self.try_at > STEADY_S else self._fell + 1
+        self.try_at = now + min(first_s * 2**self._fell, at_most_s)
+
+    def _note(self, error: Exception | None = None) -> None:
+        if self.ready != self._was_ready and (self._was_ready is not None or self.ready):
+            said = self._where | ({"reason": (str(error) or type(error).__name__)[:500]} if error else {})
+            log.log(logging.INFO if self.ready else logging.WARNING, "ready" if self.ready else "not ready", extra=said)
+        self._was_ready = self.ready
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"graph": self.package.name, "endpoint": self.endpoint.address}
+
+
+def config_json(graph: ReleaseGraph) -> str:
+    """Triton's ModelConfig."""
+    contract = graph.contract
+    inputs = (
+        ("numeric", "TYPE_FP32", len(contract.schema.numeric)),
+        ("categorical", "TYPE_INT64", len(contract.schema.categorical)),
+    )
+    return json.dumps(
+        {
+            "name": graph.name,
+            "backend": "onnxruntime",
+            "max_batch_size": 32 if graph.explains else 1024,
+            "input": [{"name": name, "data_type": kind, "dims": [width]} for name, kind, width in inputs],
+            "output": [
+                {"name": name, "data_type": "TYPE_FP32", "dims": shape[1:]} for name, shape in graph.outputs(1).items()
+            ],
+            "dynamic_batching": {},
+            "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+            "parameters": {CONTRACT_KEY: {"string_value": contract.digest}},
+        }
+    )
