@@ -78,6 +78,11 @@ def publish_workspace(workspace: Workspace) -> Release:
     return publish_run(read_run(_run_directory(workspace)), workspace.models)
 
 
+def publish_unrouted(workspace: Workspace, root: Path) -> Release:
+    """Exports, verifies and publishes the workspace's run into the repository `root`; no route changes."""
+    return export_run(read_run(_run_directory(workspace)), root)
+
+
 @one_thread()
 def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: str = MODEL) -> Run:
     network = train(dataset, seed=seed, epochs=epochs)
@@ -107,9 +112,16 @@ def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: s
     return Run(contract, network.state_dict(), rows, background)
 
 
-@one_thread()
 def publish_run(run: Run, root: Path) -> Release:
     """Exports, verifies and publishes a run as the next version, and makes it the champion."""
+    release = export_run(run, root)
+    set_champion(root, run.contract.model, release.manifest.version)
+    return release
+
+
+@one_thread()
+def export_run(run: Run, root: Path) -> Release:
+    """Exports, verifies and publishes a run as the next version; no route changes."""
     network = Network(run.contract.schema, run.contract.tasks)
     network.load_state_dict(dict(run.weights))
     network.eval()
@@ -130,7 +142,6 @@ def publish_run(run: Run, root: Path) -> Release:
         progress.update()
         progress.set_description("publish")
         release = publish(root, run.contract, artifacts)
-        set_champion(root, run.contract.model, release.manifest.version)
         progress.update()
     return release
 

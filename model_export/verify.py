@@ -10,14 +10,12 @@ import torch
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.errors import RapportError
+from feature_client.triton_config import EXPLAIN_MAX_ROWS
 from model_export.attribution import ExplainedNetwork
 from model_export.export import EXPLAIN_OUTPUTS, SCORE_OUTPUTS
 from model_export.network import Network
 
 BATCHES = (1, 2, 7, 32, 64, 256)
-EXPLAIN_MAX_ROWS = 32
-"""Rows of one explanation batch: each of them costs thousands of rows of the trunk."""
-
 GOLDEN_ROWS = 16
 
 Floats = npt.NDArray[np.float32]

@@ -18,6 +18,7 @@ from service.metrics import Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
 from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
+from service.shadow import Shadows
 
 Done = Callable[[PredictResponse | Exception], None]
 Answered = tuple[Arm, Sequence[Scored]]
@@ -46,6 +47,7 @@ class Predictor:
         clock: Clock,
         metrics: Metrics,
         limits: Limits,
+        shadows: Shadows | None = None,
     ) -> None:
         self.releases = releases
         self.reader = reader
@@ -54,6 +56,7 @@ class Predictor:
         self.clock = clock
         self.metrics = metrics
         self.limits = limits
+        self.shadows = shadows
         self.queues: dict[str, tuple[Loaded, Coalescer[Work, Scored]]] = {}  # graph -> whose it is, and its queue
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
@@ -160,7 +163,7 @@ class Predictor:
         # Before anything is batched: one request's mistake must not become its neighbours' error.
         overrides = _overrides(request)
         rejects_unknown = served.route.unknown == "reject"
-        work = [(loaded, _work(loaded, rows, request.entities, overrides, rejects_unknown)) for loaded, rows in arms]
+        work = [(loaded, _work(loaded, rows, request, overrides, rejects_unknown)) for loaded, rows in arms]
         self.admission.enter(lane, asker.rows)
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
@@ -176,7 +179,7 @@ class Predictor:
             live = self.releases.graphs()
             self.queues = {graph: entry for graph, entry in self.queues.items() if graph in live}
             queue = Coalescer(
-                Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics).score,
+                Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics, self.shadows).score,
                 max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
                 slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
                 in_flight=self.limits.batches_in_flight,
@@ -200,12 +203,13 @@ class SeveralArms(Exception):
 def _work(
     loaded: Loaded,
     rows: Sequence[int] | None,
-    entities: Sequence[dict[str, str]],
+    request: PredictRequest | ExplainRequest,
     overrides: Sequence[Mapping[str, Override]] | None,
     rejects_unknown: bool,  # noqa: FBT001  (a policy, handed on)
 ) -> Work:
     """What `loaded` answers of a request: these rows of it, or all. Raises EntityError and OverrideError, of the
     request's row."""
+    entities: Sequence[dict[str, str]] = request.entities
     if rows is not None:
         entities = [entities[row] for row in rows]
         overrides = None if overrides is None else [overrides[row] for row in rows]
@@ -217,7 +221,7 @@ def _work(
         if rows is not None:
             exc.row = rows[exc.row]
         raise
-    return Work(entities, keys, overrides, rejects_unknown)
+    return Work(entities, keys, overrides, rejects_unknown, is_routed=request.version is None)
 
 
 def _note(parts: Sequence[Scored], asker: Asker) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP bodies of API v1. Changing this file changes the public API."""
+"""The HTTP bodies of API v1; those of /v2 are in oip_protocol.py. Changing them changes the public API."""
 
 from typing import Annotated
 
@@ -123,7 +123,10 @@ class ModelList(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """RFC 9457, application/problem+json. `code` is stable; `detail` says where in the request, never what was sent."""
+    """RFC 9457, application/problem+json. `code` is stable; `detail` says where in the request, never what was sent.
+
+    error: `detail` again, under /v2 only, where the Open Inference Protocol has it.
+    """
 
     type: str
     title: str
@@ -131,3 +134,4 @@ class Problem(msgspec.Struct):
     code: str
     detail: str
     request_id: str
+    error: str | msgspec.UnsetType = msgspec.UNSET

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feature_client.triton_config import SCORE_MAX_ROWS
+
 ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
@@ -34,13 +36,18 @@ class Settings(BaseSettings):
     triton: str = Field(
         "",
         description="host:port of Triton's gRPC, several separated by commas. Started with "
-        "--model-control-mode=explicit; they are sent what to run and need share nothing. Never let clients reach them.",
+        "--model-control-mode=explicit; they are sent what to run and need share nothing. No client may reach them.",
     )
     redis: str = Field(
         "127.0.0.1:6379",
         description="Feast's connection string of the online store: host:port, then options after commas.",
     )
     keys_file: Path | None = Field(None, description="TOML with hashed API keys (`rapport keys new`). Unset: no keys.")
+    shadow_dir: Path | None = Field(
+        None,
+        description="Where it is kept what shadows said, for `rapport release compare`: up to 512 MiB a pair of "
+        "versions. Unset: shadows are scored and counted, and nothing is kept.",
+    )
     as_of: datetime | None = Field(
         None, description="Replay: the instant at which everything is answered, with a time zone. Unset: wall time."
     )
@@ -75,6 +82,9 @@ class Settings(BaseSettings):
     triton_batches_in_flight: int = Field(
         4, ge=1, description="Batches at each Triton at once, from each worker; more wait here for their turn."
     )
+    triton_instances: int = Field(
+        1, ge=1, description="Batches of one graph that a Triton runs at once, on each GPU or on its CPUs."
+    )
     triton_timeout_ms: int = Field(
         1_000,
         ge=1,
@@ -103,6 +113,8 @@ class Settings(BaseSettings):
         wrong = [address for address in self.triton_endpoints if not ADDRESS.fullmatch(address)]
         if wrong:
             raise ValueError(f"RAPPORT_TRITON is host:port[,host:port...], not {wrong[0]!r}")
+        if self.backend == "triton" and self.max_batch_rows > SCORE_MAX_ROWS:
+            raise ValueError(f"RAPPORT_MAX_BATCH_ROWS: at most {SCORE_MAX_ROWS} with Triton, whose models take no more")
         if self.backend == "triton" and not self.triton_endpoints:
             raise ValueError("RAPPORT_BACKEND=triton needs RAPPORT_TRITON=host:port of its gRPC")
         return self

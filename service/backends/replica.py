@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
 from feature_client.contract import CONTRACT_KEY
 from feature_client.golden import Tensors
 from feature_client.release import ReleaseError, ReleaseGraph
+from feature_client.triton_config import config_json
 from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, check_golden
 from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable, is_cancelled
 from service.backends.messages import infer_request, outputs_of
@@ -57,8 +57,10 @@ class Package:
         return self.graph.name
 
     @classmethod
-    def read(cls, graph: ReleaseGraph) -> "Package":
-        """Raises BackendUnavailable where there is no graph, ReleaseError where it is of another contract."""
+    def read(cls, graph: ReleaseGraph, instances: int = 1) -> "Package":
+        """instances: batches that each Triton runs at once, on each GPU or on its CPUs.
+
+        Raises BackendUnavailable where there is no graph, ReleaseError where it is of another contract."""
         try:
             content = graph.file.read_bytes()
         except OSError as exc:
@@ -71,7 +73,7 @@ class Package:
             raise ReleaseError(f"{graph.name}: the graph was exported with another contract")
         # Triton's versions are numbers of 63 bits.
         version = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
-        return cls(graph, content, str(version), config_json(graph))
+        return cls(graph, content, str(version), config_json(graph, version=version, instances=instances))
 
     def request(self, tensors: Tensors) -> tuple[pb.ModelInferRequest, Mapping[str, tuple[int, ...]]]:
         """With the outputs that are expected of it. Raises BackendUnavailable."""
@@ -246,26 +248,3 @@ class Replica:
     @property
     def _where(self) -> dict[str, Any]:
         return {"graph": self.package.name, "endpoint": self.endpoint.address}
-
-
-def config_json(graph: ReleaseGraph) -> str:
-    """Triton's ModelConfig."""
-    contract = graph.contract
-    inputs = (
-        ("numeric", "TYPE_FP32", len(contract.schema.numeric)),
-        ("categorical", "TYPE_INT64", len(contract.schema.categorical)),
-    )
-    return json.dumps(
-        {
-            "name": graph.name,
-            "backend": "onnxruntime",
-            "max_batch_size": 32 if graph.explains else 1024,
-            "input": [{"name": name, "data_type": kind, "dims": [width]} for name, kind, width in inputs],
-            "output": [
-                {"name": name, "data_type": "TYPE_FP32", "dims": shape[1:]} for name, shape in graph.outputs(1).items()
-            ],
-            "dynamic_batching": {},
-            "instance_group": [{"kind": "KIND_CPU", "count": 1}],
-            "parameters": {CONTRACT_KEY: {"string_value": contract.digest}},
-        }
-    )

@@ -35,10 +35,12 @@ Told = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class TritonLimits:
-    """in_flight: batches at one endpoint at once. timeout_s: of one inference, within its deadline."""
+    """in_flight: batches at one endpoint at once. timeout_s: of one inference, within its deadline. instances: batches
+    of one graph that an endpoint runs at once."""
 
     in_flight: int = 4
     timeout_s: float = 1.0
+    instances: int = 1
 
 
 class TritonBackend:
@@ -68,7 +70,7 @@ class TritonBackend:
 
         Raises BackendUnavailable, BadModelOutput, ReleaseError, TimeoutError.
         """
-        package = await asyncio.to_thread(Package.read, graph)
+        package = await asyncio.to_thread(Package.read, graph, self.limits.instances)
         replicas = [Replica(package, endpoint) for endpoint in self.endpoints]
         outcomes = await asyncio.gather(*(replica.prove() for replica in replicas), return_exceptions=True)
         errors = [outcome for outcome in outcomes if outcome is not None]

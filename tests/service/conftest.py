@@ -70,6 +70,12 @@ def two_releases(release: Release, tmp_path_factory: pytest.TempPathFactory) -> 
     return build_tiny_release(root, tiny_run(rows=1_000, seed=1, epochs=1))
 
 
+@pytest.fixture(scope="session")
+def versions(release: Release, two_releases: Release) -> tuple[Release, Release]:
+    """Two releases of one model that answer differently."""
+    return release, two_releases
+
+
 @pytest.fixture
 def customers(redis: "Redis", release: Release) -> list[str]:
     """Three customers with all their features; c3 has never come back, so churn is not defined for it."""
