@@ -15,6 +15,7 @@ from loadtests.bench.triton import FREE
 from loadtests.bench.triton_server import Graph, Triton, golden_rows, on, release, running
 
 CLIENTS = 64
+INSTANCES = "triton_instances"
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,24 @@ class Setting:
     model: Mapping[str, Any] = field(default_factory=dict)
     gateway: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def loaded(self) -> tuple[Mapping[str, Any], object]:
+        """What decides how Triton runs the model: gateways of which this is equal can share one."""
+        return self.model, self.gateway.get(INSTANCES)
+
 
 def in_flight(batches: int) -> Mapping[str, object]:
     """Of a lane, from reading features to the answer; Triton's own limit must not be the lower one."""
     return {"batches_in_flight": batches, "triton_batches_in_flight": batches}
 
 
-TWO_INSTANCES = {"instance_group": [{"kind": "KIND_CPU", "count": 2}]}
-TWO_THREADS = {"parameters": {"intra_op_thread_count": {"string_value": "2"}}}
-
 SETTINGS = (
     Setting("defaults"),
     Setting("1 batch in flight", gateway=in_flight(1)),
     Setting("4 batches in flight", gateway=in_flight(4)),
     Setting("8 batches in flight", gateway=in_flight(8)),
-    Setting("2 instances, 4 batches in flight", TWO_INSTANCES, in_flight(4)),
-    Setting("2 threads", TWO_THREADS),
+    Setting("2 instances, 4 batches in flight", gateway={**in_flight(4), INSTANCES: 2}),
+    Setting("2 threads", {"parameters": {"intra_op_thread_count": {"string_value": "2"}}}),
     Setting("no dynamic batching", {"dynamic_batching": None}),
 )
 
@@ -61,15 +64,15 @@ def started(plan: Plan, stack: ExitStack) -> Iterator[tuple[Setting, Target]]:
     """Raises ServerError where a gateway runs another model config than it should."""
     directory = release(plan.home)
     file, golden = directory / "1/model.onnx", golden_rows(directory)
-    servers: list[tuple[Mapping[str, Any], Triton]] = []
+    servers: list[tuple[Setting, Triton]] = []
     shipped: Graph | None = None
     for setting in SETTINGS:
-        server = next((server for model, server in servers if model == setting.model), None)
+        server = next((server for first, server in servers if first.loaded == setting.loaded), None)
         sent: Graph | None = None
         if server is None:
             server = stack.enter_context(running(plan.home))
-            servers.append((setting.model, server))
-            if shipped is not None:
+            servers.append((setting, server))
+            if shipped is not None and setting.model:
                 # Sent under the name and version of the gateway's own, which then finds it loaded and proves it.
                 server.load(varied(shipped, setting.model))
                 sent = server.graph(directory.name, file)
