@@ -30,8 +30,6 @@ CONNECTIONS = 256
 DRAIN_S = 10.0
 """How long the last answers are waited for."""
 LONGEST_WAIT_S = 0.1
-SLOW_S = 0.4
-"""Nothing here works that long on a request: who takes longer was forgotten for a while."""
 KEY = "BENCH_KEY"
 
 
@@ -40,8 +38,7 @@ class OpenLoad:
     """Rates in requests/s. errors: other statuses than 200. unanswered: had no answer DRAIN_S after the last request.
 
     late_p99_ms: how late requests were sent, for want of a free connection or because this process was busy; it is
-    part of the latencies, so where it is not small they say little about the server. slow: share of the answers that
-    took longer than SLOW_S.
+    part of the latencies, so where it is not small they say little about the server.
     """
 
     offered: float
@@ -52,7 +49,6 @@ class OpenLoad:
     late_p99_ms: float
     errors: int
     unanswered: int
-    slow: float
 
 
 def open_loop(
@@ -166,7 +162,6 @@ def drive(
         late_p99_ms=percentile_ms(late, 0.99),
         errors=errors,
         unanswered=len(due) - len(latencies),
-        slow=sum(latency > SLOW_S for latency in latencies) / len(latencies),
     )
 
 

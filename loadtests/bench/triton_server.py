@@ -26,6 +26,7 @@ INPUTS = ("numeric", "categorical")
 OUTPUTS = ("scores", "attributions", "base")
 TIMEOUT_S = 30.0
 Config = Mapping[str, Any]
+Golden = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Triton:
         except InferenceServerException as exc:
             raise ServerError(f"Triton does not take {graph.name} as it was varied: {exc}") from exc
 
-    def check(self, graph: Graph, golden: Mapping[str, npt.NDArray[Any]]) -> None:
+    def check(self, graph: Graph, golden: Golden) -> None:
         """Golden rows, one a request, get the golden answers. Raises WrongAnswer, ServerError."""
         for row in range(len(golden["scores"])):
             inputs = [infer_input(name, golden[name][row : row + 1]) for name in INPUTS]
@@ -125,7 +126,7 @@ def release(home: Home) -> Path:
     return (home.models / f"{MODEL}.{routes[MODEL]['champion']}").absolute()
 
 
-def golden_rows(directory: Path) -> dict[str, npt.NDArray[Any]]:
+def golden_rows(directory: Path) -> Golden:
     """Inputs and answers of a release: [rows, ...] each."""
     with np.load(directory / "golden.npz", allow_pickle=False) as file:
         return {name: file[name] for name in (*INPUTS, *OUTPUTS)}
