@@ -43,6 +43,7 @@ loadtest: $(INSTALLED)
 # each comparison, ROWS=throughput,tail for some of them, CUSTOMERS=10000000 for the large store (8 GB of memory),
 # PEERS=1 for other systems beside ours.
 bench: $(INSTALLED) wrk
+	@$(MAKE) -s triton || echo "without it the Triton rows are not measured" >&2
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loadtests.bench --home $(HOME_DIR)/bench \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CUSTOMERS),--customers $(CUSTOMERS)) \
 		$(if $(ROWS),--rows $(ROWS),--docs docs/performance.md) $(if $(PEERS),--peers)

@@ -17,8 +17,8 @@ from feature_client.contract import CONTRACT_KEY, Contract
 from feature_client.errors import RapportError
 
 MAX_BYTES = 256 * 2**20
-"""64 million float32 weights, a thousand times what the built-in networks have. Reading holds the file three times, in
-each worker."""
+"""64 million float32 weights, a thousand times what the built-in networks have. While a graph is looked at, it takes
+about five times its size of memory, in each worker."""
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operators of the standard: none of them opens a file. Our exporter uses the first alone. com.microsoft is not among

@@ -13,13 +13,13 @@ import msgspec
 
 from feature_client.durable import sync
 from feature_client.errors import RapportError
-from feature_client.release import RELEASE_NAME, Manifest, read_release
+from feature_client.release import MANIFEST, RELEASE_NAME, SIGNATURE, Manifest, read_release
 from feature_client.routes import Route, RoutesError, locked, read_routes, routes_file
 
 LEFTOVER_AGE_S = 3_600.0
 """A publisher copies a few megabytes: what it has not touched for so long, it will not finish."""
 
-SCRATCH = (".staging-", ".manifest.json-", ".routes.toml-")
+SCRATCH = (".staging-", ".routes.toml-")
 """How the names of unfinished files and directories begin."""
 
 
@@ -147,7 +147,7 @@ def prune(root: Path, pruning: Pruning) -> Pruning:
         try:
             for listed in pruning.releases:
                 if (listed.model, listed.version) not in named:
-                    (root / listed.name / "manifest.json").unlink(missing_ok=True)
+                    (root / listed.name / MANIFEST).unlink(missing_ok=True)
                     sync(root / listed.name)
                     _clear(root, listed.name)
                     releases.append(listed)
@@ -161,7 +161,7 @@ def prune(root: Path, pruning: Pruning) -> Pruning:
 
 
 def _published(root: Path) -> Iterator[tuple[str, int]]:
-    for manifest in root.glob("*/manifest.json"):
+    for manifest in root.glob(f"*/{MANIFEST}"):
         if found := _release_of(manifest.parent.name):
             yield found
 
@@ -176,7 +176,7 @@ def _listed(root: Path, model: str, version: int, route: Route | None) -> Listed
     directory = root / f"{model}.{version}"
     manifest, problem = None, None
     try:
-        manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
         problem = "not there"
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError):
@@ -187,7 +187,7 @@ def _listed(root: Path, model: str, version: int, route: Route | None) -> Listed
         roles(route, version),
         manifest,
         problem,
-        signed=(directory / "manifest.sig").exists(),
+        signed=(directory / SIGNATURE).exists(),
         size=_size(_directories(root, directory.name)),
     )
 
@@ -200,7 +200,7 @@ def _leftovers(root: Path, model: str | None) -> Iterator[Leftover]:
         newest[name] = max(version, newest.get(name, 0))
     for name in sorted(names):
         found = _release_of(name)
-        if found is None or model not in (None, found[0]) or (root / name / "manifest.json").exists():
+        if found is None or model not in (None, found[0]) or (root / name / MANIFEST).exists():
             continue
         paths = _directories(root, name)
         if found[1] < newest.get(found[0], 0) or any(True for path in paths for _ in path.iterdir()):

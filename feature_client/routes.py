@@ -81,7 +81,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
         Raises RoutesError where there is no previous one.
         """
-        if self.previous is None:
+        if self.previous is None or self.previous == self.champion:
             raise RoutesError("there is no previous champion to go back to")
         return self._with(self.previous, None)
 
@@ -219,18 +219,26 @@ def _known(tables: Mapping[str, Mapping[str, Any]], model: str, path: Path) -> R
 def _replace(path: Path, text: str, tables: Mapping[str, Mapping[str, Any]], model: str, route: Route) -> None:
     old = tables.get(model, {})
     new = _merged(old, route)
-    written = _edited(text, model, old, new)
-    # Nothing goes to readers that was not read back: a text can be laid out in many ways.
-    try:
-        as_meant = tomllib.loads(written) == {**tables, model: new} and _known({model: new}, model, path) == route
-    except tomllib.TOMLDecodeError:
-        as_meant = False
-    if not as_meant:
+    if _known({model: new}, model, path) != route:
+        raise RoutesError(f"{path}, [{model}]: not a route that can be written down")
+    for edit in (_edited, _renewed):
+        written = edit(text, model, old, new)
+        # Nothing goes to readers that was not read back: a text can be laid out in more ways than tomlkit can edit.
+        if written is not None and _reads_as(written, {**tables, model: new}):
+            break
+    else:
         raise RoutesError(f"{path} is laid out in a way that cannot be changed by command: change it by hand")
     try:
         write_atomically(path, written.encode(), scratch=path.parent)
     except OSError as exc:
         raise RoutesError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+
+
+def _reads_as(text: str, tables: Mapping[str, Any]) -> bool:
+    try:
+        return tomllib.loads(text) == tables
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def _merged(old: Mapping[str, Any], route: Route) -> dict[str, Any]:
@@ -240,23 +248,43 @@ def _merged(old: Mapping[str, Any], route: Route) -> dict[str, Any]:
     return {**{key: value for key, value in old.items() if key not in KEYS or value == meant[key]}, **said}
 
 
-def _edited(text: str, model: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _edited(text: str, model: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The text with the model's table changed from `old` to `new`, and everything else as it was."""
     import tomlkit  # noqa: PLC0415  (the gateway only reads)
-
-    def inline(canary: dict[str, Any]) -> Any:
-        table = tomlkit.inline_table()
-        percent = canary["percent"]
-        table.update(canary | {"percent": int(percent) if percent == int(percent) else percent})
-        return table
 
     document = tomlkit.parse(text)
     if model not in document:
         document[model] = tomlkit.table()
     table: Any = document[model]
-    for key in old.keys() - new.keys():
-        del table[key]
-    for key, value in new.items():
-        if old.get(key) != value:
-            table[key] = inline(value) if key == "canary" else value
+    try:
+        for key in old.keys() - new.keys():
+            del table[key]
+        for key, value in new.items():
+            if old.get(key) != value:
+                table[key] = _item(key, value)
+    except (LookupError, TypeError, ValueError):  # tables in pieces are too much for tomlkit
+        return None
     return document.as_string()
+
+
+def _renewed(text: str, model: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:  # noqa: ARG001  (as `_edited`)
+    """The same, with a new table in place of the model's, whose own comments are lost."""
+    import tomlkit  # noqa: PLC0415
+
+    document = tomlkit.parse(text)
+    document.pop(model, None)
+    table = tomlkit.table()
+    for key, value in new.items():
+        table[key] = _item(key, value)
+    document[model] = table
+    return document.as_string()
+
+
+def _item(key: str, value: Any) -> Any:
+    import tomlkit  # noqa: PLC0415
+
+    if key != "canary":
+        return value
+    table, percent = tomlkit.inline_table(), value["percent"]
+    table.update(value | {"percent": int(percent) if percent == int(percent) else percent})
+    return table

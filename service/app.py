@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import start_http_server
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from feature_client.clock import replay_clock, wall_clock
 from feature_client.errors import RapportError
+from feature_client.mirror import Mirror, is_url
 from feature_client.online.reader import FeatureReader
 from feature_client.online.redis_reader import RedisReader
 from service.admission import Admission
@@ -45,7 +47,7 @@ def create_app(
     shadow_reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or (_triton(settings, metrics) if settings.backend == "triton" else _embedded(settings))
-    releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
+    releases = _releases(settings, backend, metrics)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
     admission = Admission(lanes, metrics)
     limits = Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight)
@@ -135,6 +137,18 @@ def _triton(settings: Settings, metrics: Metrics) -> Backend:
         settings.triton_batches_in_flight, settings.triton_timeout_ms / 1_000, settings.triton_instances
     )
     return TritonBackend(settings.triton_endpoints, limits, told)
+
+
+def _releases(settings: Settings, backend: Backend, metrics: Metrics) -> Releases:
+    trust = mirror = None
+    if settings.release_key is not None:
+        from feature_client.signature import TrustedKeys  # noqa: PLC0415  (an extra)
+
+        trust = TrustedKeys.read(settings.release_key)
+    if settings.models_cache is not None and is_url(str(settings.models)):
+        mirror = Mirror(str(settings.models), settings.models_cache, trust)
+    root = mirror.root if mirror else Path(settings.models)
+    return Releases(root, backend, metrics, settings.max_deadline_ms / 1_000, trust, mirror)
 
 
 def _embedded(settings: Settings) -> Backend:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from feature_client.errors import RapportError
-from service.release_commands import Json, Models, local_repository
+from service.release_commands import Json, Models, local_repository, read_signing_key
 from service.release_commands import app as releases
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -242,15 +242,20 @@ def release_publish(
         Path | None,
         typer.Option("--from", help="A release of another repository, as in /there/models/engagement.3, to take over."),
     ] = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(envvar="RAPPORT_SIGNING_KEY", help="A private key, of `rapport release keygen`: sign with it."),
+    ] = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
     place = _workspace(workspace)
     root = place.models if models is None else local_repository(models)
+    key = None if sign_with is None else read_signing_key(sign_with)
     published = (
-        _export("pipeline").publish_unrouted(place, root)
+        _export("pipeline").publish_unrouted(place, root, key)
         if source is None
-        else _export("republish").take_over(source, root)
+        else _export("republish").take_over(source, root, key)
     )
     model, version = published.manifest.model, published.manifest.version
     if as_json:

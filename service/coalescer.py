@@ -51,6 +51,9 @@ class Member(Generic[Item, Result]):
     results: dict[int, Result] = field(default_factory=dict)
 
 
+Batch = list[tuple[Member[Item, Result], int]]
+"""Members, and the first row of each one's slice."""
+
 Run = Callable[[Sequence[Item], float, Callable[[], None]], Awaitable[Sequence[Result | Exception]]]
 """Answers a batch of items in their order, within the seconds it is given; an error among the answers is for that item
 alone. Calls the third argument when it has read, so that the next batch may."""
@@ -61,7 +64,8 @@ class Coalescer(Generic[Item, Result]):
 
     A member adds at most `slice_rows` rows to a batch and queues again with the rest, so that nobody waits for all of a
     large one. A batch never has more than `max_rows` rows, and at most `in_flight` batches run at once. A member whose
-    client has gone or whose deadline has passed leaves at once and alone: what is left of it is not started.
+    client has gone or whose deadline has passed leaves at once and alone: what is left of it is not started. A batch
+    that all of its members have left is cancelled, and with it what others do for it.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Coalescer(Generic[Item, Result]):
         self.in_flight = in_flight
         self.waiting: deque[Member[Item, Result]] = deque()
         self.unanswered: set[Member[Item, Result]] = set()
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: dict[asyncio.Task[None], Batch[Item, Result]] = {}
         self.reading: object = None  # the batch that does
         self.starts_soon = False
         self.sweeps_at = math.inf  # monotonic
@@ -96,6 +100,7 @@ class Coalescer(Generic[Item, Result]):
             self.unanswered.discard(member)
             with contextlib.suppress(ValueError):
                 self.waiting.remove(member)
+            self._cancel_deserted()
             raise
 
     def enter(self, item: Item, asker: Asker) -> Member[Item, Result]:
@@ -122,6 +127,7 @@ class Coalescer(Generic[Item, Result]):
             if not member.answer.done():
                 member.answer.set_exception(DeadlineExceeded())
         self.unanswered.clear()
+        self._cancel_deserted()
 
     def _start_soon(self) -> None:
         if not self.starts_soon:
@@ -141,7 +147,7 @@ class Coalescer(Generic[Item, Result]):
             if batch := self._next():
                 self.reading = batch
                 task = asyncio.create_task(self._answer(batch))
-                self.running.add(task)
+                self.running[task] = batch
                 task.add_done_callback(self._finished)
 
     def _has_read(self, batch: object) -> None:
@@ -150,12 +156,22 @@ class Coalescer(Generic[Item, Result]):
             self._start_soon()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self.running.discard(task)
+        batch = self.running.pop(task)
+        if task.cancelled():
+            # Before its first step, it has not even said that it reads no more.
+            self._has_read(batch)
+            for member, _ in batch:
+                if not member.answer.done():
+                    member.answer.set_exception(DeadlineExceeded())
         self._start()
 
-    def _next(self) -> list[tuple[Member[Item, Result], int]]:
-        """The next batch: members, and the first row of each one's slice."""
-        batch: list[tuple[Member[Item, Result], int]] = []
+    def _cancel_deserted(self) -> None:
+        for task, batch in self.running.items():
+            if all(member.answer.done() for member, _ in batch):
+                task.cancel()
+
+    def _next(self) -> Batch[Item, Result]:
+        batch: Batch[Item, Result] = []
         unfinished = []
         room, now = self.max_rows, time.monotonic()
         while self.waiting:
@@ -175,7 +191,7 @@ class Coalescer(Generic[Item, Result]):
         self.waiting.extend(unfinished)
         return batch
 
-    async def _answer(self, batch: Sequence[tuple[Member[Item, Result], int]]) -> None:
+    async def _answer(self, batch: Batch[Item, Result]) -> None:
         # The most patient member decides how long the batch may take; the others leave on their own.
         seconds = max([member.asker.deadline for member, _ in batch]) - time.monotonic()
         items = [
@@ -209,6 +225,7 @@ class Coalescer(Generic[Item, Result]):
         staying = [member for member in self.unanswered if not _has_left(member, now)]
         self.unanswered = set(staying)
         self.waiting = deque([member for member in self.waiting if not member.answer.done()])
+        self._cancel_deserted()
         if staying:
             self._sweep_by(min([min(member.asker.deadline, member.ask_at) for member in staying]))
 

@@ -43,6 +43,8 @@ MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
 TENSORS = ("numeric", "categorical")
+BY_ID = ("status", "applicable", "version")
+"""Outputs that come on top where features were read."""
 
 
 @dataclass(frozen=True)
@@ -179,23 +181,28 @@ class OpenInference:
         if question.timeout_s is not None:
             deadline = min(deadline, exchange.started + question.timeout_s)
         exchange.deadline = deadline
+        asked = request.path_params.get("version")
+        if question.model not in (None, graph.name) or question.version not in (None, asked):
+            raise InvalidRequest("model_name or model_version: not those of the path")
         answer = InferResponse(graph.name, [], id=question.id)
-        if self._asks_by_id(graph, question.inputs):
+        given = tuple(graph.contract.outputs(1, explained=graph.explains))
+        if _asks_by_id(graph, question.inputs):
+            wanted = question.wanted((*given, *BY_ID))
             entities = entities_of(question.inputs, graph.keys, max_rows(explains=graph.explains))
             _note_decoded(exchange, arrived)
-            asked = request.path_params.get("version")
             response = await self._by_id(graph, entities, asked, exchange)
             outputs = _of_predictions(graph, response.predictions)
             versions = {prediction.version for prediction in response.predictions}
             answer.model_version = versions.pop() if len(versions) == 1 else None
             answer.parameters = {"as_of": response.as_of}
         else:
+            wanted = question.wanted(given)
             rows = tensor_rows(graph.contract.schema, question.inputs, explains=graph.explains)
             _note_decoded(exchange, arrived)
             found = await self.tensors.score(graph.loaded, rows, exchange, explains=graph.explains)
             outputs = [Output(name, "FP32", values) for name, values in found.items()]
             answer.model_version = graph.loaded.release.version
-        content, head = write_answer(answer, outputs, question)
+        content, head = write_answer(answer, outputs, wanted)
         exchange.stages["encode"] = exchange.stages.get("encode", 0.0) + time.monotonic() - exchange.since
         if head is None:
             return Response(content, media_type="application/json")
@@ -209,13 +216,6 @@ class OpenInference:
             return await self.predictor.explain(ExplainRequest(entities=entities, model=model, version=asked), exchange)
         return await self.predictor.predict(PredictRequest(entities=entities, model=model, version=asked), exchange)
 
-    def _asks_by_id(self, graph: Graph, inputs: Mapping[str, Input]) -> bool:
-        """Raises InvalidRequest where these are neither the tensors nor the ids of a model."""
-        for allowed in (TENSORS, graph.keys):
-            if set(inputs) == set(allowed):
-                return allowed is not TENSORS
-        raise InvalidRequest(f"inputs: either {' and '.join(TENSORS)}, or {' and '.join(graph.keys)}")
-
     def _graph(self, request: Request, below: str) -> Graph:
         """Lets the request in, and finds what its path names. Raises the errors of both."""
         name = request.path_params["model"]
@@ -226,6 +226,15 @@ class OpenInference:
         # Without customers there is nobody to be in a canary.
         loaded = served.champion if asked is None else served.arms((), asked)[0].loaded
         return Graph(name, explains, served, loaded)
+
+
+def _asks_by_id(graph: Graph, inputs: Mapping[str, Input]) -> bool:
+    """Raises InvalidRequest where these are neither the tensors nor the ids of a model."""
+    if inputs.keys() == set(TENSORS):
+        return False
+    if inputs.keys() == set(graph.keys):
+        return True
+    raise InvalidRequest(f"inputs: either {' and '.join(TENSORS)}, or {' and '.join(graph.keys)}")
 
 
 def _note_decoded(exchange: Exchange, arrived: float) -> None:

@@ -25,7 +25,6 @@ NESTED = re.compile(rb"\s*\[\s*\[")
 
 T = TypeVar("T")
 
-
 REQUEST = msgspec.json.Decoder(InferRequest)
 FLOATS = msgspec.json.Decoder(list[float | None]), msgspec.json.Decoder(list[list[float | None]])
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -113,16 +112,25 @@ class Input:
 
 @dataclass(frozen=True)
 class Question:
-    """An infer request, read. outputs: name -> whether it is to be binary; None where all are wanted.
+    """An infer request, read. outputs: name -> whether it is to be binary; none where all are wanted.
 
-    timeout_s: how long the client is willing to wait, where it says so.
+    model, version: which it believes to ask, where it says so. timeout_s: how long the client is willing to wait.
     """
 
     id: str | None
     inputs: Mapping[str, Input]
-    outputs: Mapping[str, bool] | None
+    outputs: Mapping[str, bool]
     binary_outputs: bool
+    model: str | None
+    version: str | None
     timeout_s: float | None
+
+    def wanted(self, available: Sequence[str]) -> Mapping[str, bool]:
+        """Output -> whether it is to be binary, in the order of the answer. Raises InvalidRequest."""
+        for position, name in enumerate(self.outputs):
+            if name not in available:
+                raise InvalidRequest(f"outputs[{position}]: what was asked has {', '.join(available)}")
+        return self.outputs or dict.fromkeys(available, self.binary_outputs)
 
 
 def read_question(body: bytes, header: bytes | None) -> Question:
@@ -144,6 +152,8 @@ def read_question(body: bytes, header: bytes | None) -> Question:
         inputs=_inputs(request.inputs, body[size:], has_header=header is not None),
         outputs=_outputs(request.outputs, binary := _flag(parameters, "binary_data_output", "parameters") or False),
         binary_outputs=binary,
+        model=request.model_name or None,
+        version=request.model_version or None,
         timeout_s=_timeout_s(parameters),
     )
 
@@ -176,7 +186,7 @@ def _inputs(tensors: Sequence[InputTensor], rest: bytes, *, has_header: bool) ->
     return inputs
 
 
-def _outputs(requested: Sequence[RequestedOutput] | None, binary: bool) -> Mapping[str, bool] | None:  # noqa: FBT001
+def _outputs(requested: Sequence[RequestedOutput] | None, binary: bool) -> Mapping[str, bool]:  # noqa: FBT001
     outputs: dict[str, bool] = {}
     for position, output in enumerate(requested or ()):
         where = f"outputs[{position}]"
@@ -188,7 +198,7 @@ def _outputs(requested: Sequence[RequestedOutput] | None, binary: bool) -> Mappi
             raise InvalidRequest(f"{where}: an output that was there before")
         wanted = _flag(parameters, "binary_data", where)
         outputs[output.name] = binary if wanted is None else wanted
-    return outputs or None
+    return outputs
 
 
 def _refuse_shared_memory(parameters: Parameters, where: str) -> None:
@@ -258,17 +268,13 @@ class Output:
         return [len(self.values)] if isinstance(self.values, list) else list(self.values.shape)
 
 
-def write_answer(response: InferResponse, outputs: Sequence[Output], question: Question) -> tuple[bytes, int | None]:
-    """The body, with the outputs that the question wants, and how much of it is JSON where that is not all.
-
-    Raises InvalidRequest.
-    """
+def write_answer(
+    response: InferResponse, outputs: Sequence[Output], wanted: Mapping[str, bool]
+) -> tuple[bytes, int | None]:
+    """The body, with the outputs that are wanted, and how much of it is JSON where that is not all."""
     by_name = {output.name: output for output in outputs}
-    wanted = question.outputs or dict.fromkeys(by_name, question.binary_outputs)
     behind: list[bytes] = []
-    for position, (name, binary) in enumerate(wanted.items()):
-        if name not in by_name:
-            raise InvalidRequest(f"outputs[{position}]: what was asked has {', '.join(by_name)}")
+    for name, binary in wanted.items():
         if binary:
             tensor, data = by_name[name].as_binary()
             behind.append(data)

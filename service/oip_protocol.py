@@ -77,7 +77,10 @@ class TensorMetadata(msgspec.Struct):
 
 
 class ModelMetadata(msgspec.Struct):
-    """parameters: names of the tensors' columns, which inputs may stand in place of the tensors, and how many rows."""
+    """parameters: `columns`, the names of the tensors' columns, where those of a category have one for each index (0 is
+    missing, 1 in no vocabulary); `instead_of_tensors`, the inputs that may stand in their place, with the outputs that
+    then come on top; `max_rows`.
+    """
 
     name: str
     versions: list[str]

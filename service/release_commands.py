@@ -1,20 +1,25 @@
 """`rapport release ...`: what is published, which of it answers whom, and how that changes."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from feature_client.errors import RapportError
-from feature_client.release import Release, ReleaseError, read_release
+from feature_client.release import SIGNATURE, Release, ReleaseError, read_release
 from feature_client.repository import Listed, Pruning, promote, prunable, prune, roles, take_inventory
 from feature_client.routes import Canary, Route, RoutesError, change_route
 from service.backends import Backend, BackendUnavailable, BadModelOutput
 from service.watching import wait_until_served
+
+if TYPE_CHECKING:
+    from feature_client.signature import SigningKey, TrustedKeys
 
 app = typer.Typer(no_args_is_help=True, help="Releases: what is published, which one answers whom, and how it changes.")
 
@@ -35,6 +40,10 @@ Models = Annotated[
 Gateway = Annotated[
     str | None,
     typer.Option("--gateway", help="Wait until this one serves it: http://host:port; its key is in RAPPORT_KEY."),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", envvar="RAPPORT_RELEASE_KEY", help="Public keys (PEM), of which one must have signed it."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
@@ -64,27 +73,46 @@ def list_releases(model: AnyModel = None, models: Models = None, as_json: Json =
 
 
 @app.command()
-def verify(model: Model, version: Version, models: Models = None, as_json: Json = False) -> None:  # noqa: FBT002
-    """Check a release's files against its manifest, and its golden rows on a backend."""
-    release = read_release(local_repository(models), model, version)
-    backend, where = _backend()
+def verify(
+    model: Model,
+    version: Version,
+    models: Models = None,
+    key: Key = None,
+    triton: Annotated[str | None, typer.Option(help="host:port of a Triton's gRPC. Default: in this process.")] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Check a release: its files, what they hold, its signature, and its golden rows on a backend."""
+    root = local_repository(models)
+    release = read_release(root, model, version, _trusted(key))
+    signature = _signature(release, key)
+    backend, where = _backend(triton)
     rows = asyncio.run(_prove(release, backend))
+    files = len(release.manifest.files)
     if as_json:
         _print_json(
             {
                 "release": release.name,
-                "files": len(release.manifest.files),
+                "files": files,
                 "contract": release.contract.digest,
+                "signature": signature,
                 "backend": where,
                 "golden_rows": rows,
             }
         )
         return
-    typer.echo(
-        f"{release.name}: {len(release.manifest.files)} files agree with their SHA-256 in the manifest, "
-        f"contract {release.contract.digest[:12]}"
-    )
+    typer.echo(f"{release.name}: {files} files are as the manifest says, and hold nothing but a model and its contract")
+    typer.echo(f"{release.name}: {signature}")
     typer.echo(f"{release.name}: {rows} golden rows give the golden scores and explanations on {where}")
+
+
+@app.command()
+def keygen(path: Annotated[Path, typer.Argument(help="Of the private key; the public one is PATH.pub.")]) -> None:
+    """Make a key pair: publishers sign with the private key, gateways and `verify` trust the public one."""
+    from feature_client.signature import write_key_pair  # noqa: PLC0415  (needs an extra)
+
+    public = write_key_pair(path)
+    typer.echo(f"{path}: the private key, for `rapport release publish --sign-with`; keep it from gateways")
+    typer.echo(f"{public}: the public key, for RAPPORT_RELEASE_KEY")
 
 
 @app.command()
@@ -92,17 +120,18 @@ def load(
     model: Model,
     version: Version,
     models: Models = None,
+    key: Key = None,
     gateway: Gateway = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Have every gateway load and prove a release, before any route flips: put it on standby."""
-    root = local_repository(models)
+    root, trust = local_repository(models), _trusted(key)
 
     def change(route: Route | None) -> Route:
         route = _routed(route, model)
         if version == route.champion or version in route.standby:
             return route
-        read_release(root, model, version)
+        read_release(root, model, version, trust)
         return msgspec.structs.replace(route, standby=(*route.standby, version))
 
     _change(root, model, change, gateway, as_json=as_json)
@@ -144,11 +173,12 @@ def change_the_route(
     unknown: Annotated[str | None, typer.Option(help="Customers without any stored row: score or reject.")] = None,
     salt: Annotated[str | None, typer.Option(help="Another text deals the customers of a canary anew.")] = None,
     models: Models = None,
+    key: Key = None,
     gateway: Gateway = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Change who answers; what is not said stays. Releases that are named are verified first."""
-    root = local_repository(models)
+    root, trust = local_repository(models), _trusted(key)
     if (canary and no_canary) or (shadow and no_shadow):
         raise RoutesError("say which canary or shadow there is, or that there is none, not both")
     changes: dict[str, Any] = {"canary": _canary(canary)} if canary else {"canary": None} if no_canary else {}
@@ -161,12 +191,12 @@ def change_the_route(
     def change(route: Route | None) -> Route:
         before = set(route.named) if route else set()
         if champion is not None:
-            read_release(root, model, champion)
+            read_release(root, model, champion, trust)
             route = promote(root, model, route, champion)
         after = msgspec.structs.replace(_routed(route, model), **changes)
         for version in after.named:
             if version not in before and version != champion:
-                read_release(root, model, version)
+                read_release(root, model, version, trust)
         return after
 
     _change(root, model, change, gateway, as_json=as_json)
@@ -176,15 +206,16 @@ def change_the_route(
 def rollback(
     model: Model,
     models: Models = None,
+    key: Key = None,
     gateway: Gateway = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """The previous champion answers again, and there is no canary. A second rollback goes back again."""
-    root = local_repository(models)
+    root, trust = local_repository(models), _trusted(key)
 
     def change(route: Route | None) -> Route:
         after = _routed(route, model).rolled_back()
-        read_release(root, model, after.champion)
+        read_release(root, model, after.champion, trust)
         return after
 
     _change(root, model, change, gateway, as_json=as_json)
@@ -247,28 +278,56 @@ def _canary(text: str) -> Canary:
     return canary
 
 
-def _backend() -> tuple[Backend, str]:
-    """A backend to prove a release on, and its name."""
+def read_signing_key(path: Path) -> "SigningKey":
+    """Raises RapportError."""
+    from feature_client.signature import SigningKey  # noqa: PLC0415  (needs an extra)
+
+    return SigningKey.read(path)
+
+
+def _trusted(key: Path | None) -> "TrustedKeys | None":
+    if key is None:
+        return None
+    from feature_client.signature import TrustedKeys  # noqa: PLC0415  (needs an extra)
+
+    return TrustedKeys.read(key)
+
+
+def _signature(release: Release, key: Path | None) -> str:
+    """key: that it was verified with."""
+    if key is not None:
+        return f"signed by a key of {key}"
+    return "signed, which nobody checked: --key" if (release.directory / SIGNATURE).exists() else "not signed"
+
+
+def _backend(triton: str | None) -> tuple[Backend, str]:
+    """A backend to prove a release on, and its name. triton: host:port of one."""
     try:
-        from service.backends.embedded import EmbeddedBackend  # noqa: PLC0415  (most commands run no model)
+        if triton is not None:
+            from service.backends.triton import TritonBackend  # noqa: PLC0415  (an extra)
+
+            return TritonBackend([triton]), f"Triton at {triton}"
+        from service.backends.embedded import EmbeddedBackend  # noqa: PLC0415  (an extra)
     except ModuleNotFoundError as exc:
-        raise RapportError(f"{exc.name} is not installed: pip install 'rapport[cpu]'") from exc
-    return EmbeddedBackend(), "in-process ONNX Runtime"
+        extra = "cpu" if triton is None else "triton"
+        raise RapportError(f"{exc.name} is not installed: pip install 'rapport[{extra}]'") from exc
+    return EmbeddedBackend(), "ONNX Runtime in this process"
 
 
 async def _prove(release: Release, backend: Backend) -> int:
     """Returns how many golden rows there are. Raises ReleaseError."""
+    # Under names of our own: on a Triton that is in use, what answers there is left alone.
+    graphs = [replace(graph, name=f"{graph.name}.verify{os.getpid()}") for graph in release.graphs()]
     try:
-        graphs = release.graphs()
         for graph in graphs:
             try:
                 await backend.load(graph)
             finally:
                 await backend.unload(graph.name)
-    except (BackendUnavailable, BadModelOutput) as exc:
-        raise ReleaseError(f"release {release.name}: {exc}") from exc
     except TimeoutError as exc:
         raise ReleaseError(f"release {release.name}: the golden rows take too long") from exc
+    except (BackendUnavailable, BadModelOutput) as exc:
+        raise ReleaseError(f"release {release.name}: {exc}") from exc
     finally:
         await backend.close()
     return len(graphs[0].golden)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from feature_client.errors import RapportError
+from feature_client.mirror import Mirror
 from feature_client.online.plan import Entity, ReadPlan
 from feature_client.release import Release, ReleaseError, list_versions, read_release
 from feature_client.routes import Route, read_routes
@@ -17,10 +18,16 @@ from service.backends import Backend, BackendUnavailable, BadModelOutput
 from service.errors import NotReady, UnknownModel
 from service.metrics import Metrics
 
+if TYPE_CHECKING:  # needs an extra, and only where releases are signed
+    from feature_client.signature import TrustedKeys
+
 log = logging.getLogger("rapport.releases")
 
 RETRY_FIRST_S, RETRY_AT_MOST_S = 0.5, 30.0
 """A release that could not be loaded is tried again, ever less often, even if no file has changed."""
+
+STORAGE = "storage"
+"""What has failed where object storage cannot be copied."""
 
 LOADING = (RapportError, BackendUnavailable, BadModelOutput, TimeoutError, OSError)
 """What loading may raise."""
@@ -90,10 +97,22 @@ class Releases:
     """Loads what routes.toml names. What cannot be loaded leaves everything as it was, is reported and tried again.
 
     grace_s: how long a release stays loaded after its last route, for requests that are still on their way.
+    trust: keys of which one must have signed a release; None: checksums are enough. mirror: what keeps `root` as an
+    object storage has it.
     """
 
-    def __init__(self, root: Path, backend: Backend, metrics: Metrics, grace_s: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        backend: Backend,
+        metrics: Metrics,
+        grace_s: float,
+        trust: "TrustedKeys | None" = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.root = root
+        self.trust = trust
+        self.mirror = mirror
         self.backend = backend
         self.metrics = metrics
         self.grace_s = grace_s
@@ -140,10 +159,19 @@ class Releases:
     async def refresh(self) -> None:
         """Loads what has changed since the last look; failures are logged once, counted, and tried again."""
         await self._unload_idle()
+        failures: dict[str, Exception] = {}
+        if self.mirror is not None:
+            try:
+                await asyncio.to_thread(self.mirror.refresh)
+            except LOADING as exc:
+                # What was copied before is still there, and is followed.
+                failures[STORAGE] = exc
         seen = await asyncio.to_thread(self._fingerprint)
         if seen == self._seen or (seen == self._broken and time.monotonic() < self._retry_at):
+            others = {what: reason for what, reason in self.failures.items() if what != STORAGE}
+            self._count(failures)
+            self.failures = others | {what: _reason(error) for what, error in failures.items()}
             return
-        failures: dict[str, Exception] = {}
         try:
             routes = await asyncio.to_thread(read_routes, self.root)
             if not routes:
@@ -155,7 +183,7 @@ class Releases:
             for model, route in routes.items():
                 await self._follow(model, route, failures)
         self._report(failures)
-        if not failures:
+        if not failures.keys() - {STORAGE}:
             self._seen, self._broken = seen, None
             return
         again = seen == self._broken
@@ -238,7 +266,7 @@ class Releases:
     async def _version(self, model: str, version: int) -> Loaded:
         if found := self._loaded.get(f"{model}.{version}"):
             return found
-        release = await asyncio.to_thread(read_release, self.root, model, version)
+        release = await asyncio.to_thread(read_release, self.root, model, version, self.trust)
         try:
             for graph in await asyncio.to_thread(release.graphs):
                 await self.backend.load(graph)
@@ -250,16 +278,22 @@ class Releases:
         return loaded
 
     def _report(self, failures: Mapping[str, Exception]) -> None:
-        """Counts failures, and logs those that are not what was logged before."""
-        reasons = {what: str(error) or type(error).__name__ for what, error in failures.items()}
-        for what, reason in reasons.items():
-            self.metrics.reload_failed()
-            if reason != self.failures.get(what):
-                log.error("not loaded", extra={"what": what, "reason": reason})
-        self.failures = reasons
+        self._count(failures)
+        self.failures = {what: _reason(error) for what, error in failures.items()}
         roles = [role for served in self.served.values() for role in served.roles()]
         self.metrics.releases(roles)
         named = [(release.name, role) for release, role in roles]
         if named != self._roles:
             log.info("releases", extra={"releases": dict(named)})
         self._roles = named
+
+    def _count(self, failures: Mapping[str, Exception]) -> None:
+        """Counts failures, and logs those that are not what they were at the last look."""
+        for what, error in failures.items():
+            self.metrics.reload_failed()
+            if _reason(error) != self.failures.get(what):
+                log.error("not loaded", extra={"what": what, "reason": _reason(error)})
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

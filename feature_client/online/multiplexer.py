@@ -92,11 +92,13 @@ class Multiplexer:
                 except StoreDisconnected:
                     link = await self._connected()
                     return await link.ask(commands)
-        except TimeoutError as exc:
+        except (TimeoutError, asyncio.CancelledError) as exc:
             if link is not None and link.silent_s() >= self.silence_s:
                 # Not slow but stalled, and a new connection may not be.
                 link.end(StoreTimeout)
-            raise StoreTimeout from exc
+            if isinstance(exc, TimeoutError):
+                raise StoreTimeout from exc
+            raise
 
     def drop(self) -> None:
         """The next one who asks gets a new connection: what else lies unread on this one is unknown."""

@@ -35,6 +35,9 @@ REFUSED_FIRST_S, REFUSED_AT_MOST_S = 0.5, 30.0
 STEADY_S = 30.0
 """In service for this long, and the next failure counts as the first."""
 
+TIMER_S = 0.005
+"""How early a timer may be: event loops count in milliseconds."""
+
 FAILURES = (BackendUnavailable, BadModelOutput, ReleaseError, TimeoutError)
 """What proving may raise."""
 
@@ -120,9 +123,10 @@ class Replica:
             except (NotLoaded, Broken) as exc:
                 self._out(exc)
                 raise
-            except TimeoutError as exc:
+            except (TimeoutError, asyncio.CancelledError) as exc:
+                # Whoever waits may end this at the deadline, a moment before gRPC does.
                 self.suspect = True
-                self._late += seconds >= PATIENCE_S
+                self._late += seconds >= PATIENCE_S and (isinstance(exc, TimeoutError) or is_over(ends))
                 if self._late >= LATE_AT_MOST:
                     self._eject(exc)
                 raise
@@ -214,11 +218,11 @@ class Replica:
         reply = await self.endpoint.infer(request, timeout_s)
         check_golden(self.package.graph, outputs_of(reply, self.package.name, self.package.version, expected))
 
-    def _out(self, error: Exception | None) -> None:
+    def _out(self, error: BaseException | None) -> None:
         self.proven_in = None
         self._note(error)
 
-    def _eject(self, error: Exception) -> None:
+    def _eject(self, error: BaseException) -> None:
         """Until it has answered golden rows; one that falls again and again stays out for longer."""
         if self.ready:
             self._wait(EJECTED_FIRST_S, EJECTED_AT_MOST_S)
@@ -239,7 +243,7 @@ class Replica:
         self._fell = 0 if now - self.try_at > STEADY_S else self._fell + 1
         self.try_at = now + min(first_s * 2**self._fell, at_most_s)
 
-    def _note(self, error: Exception | None = None) -> None:
+    def _note(self, error: BaseException | None = None) -> None:
         if self.ready != self._was_ready and (self._was_ready is not None or self.ready):
             said = self._where | ({"reason": (str(error) or type(error).__name__)[:500]} if error else {})
             log.log(logging.INFO if self.ready else logging.WARNING, "ready" if self.ready else "not ready", extra=said)
@@ -248,3 +252,7 @@ class Replica:
     @property
     def _where(self) -> dict[str, Any]:
         return {"graph": self.package.name, "endpoint": self.endpoint.address}
+
+
+def is_over(ends: float) -> bool:
+    return ends - time.monotonic() < TIMER_S

@@ -15,7 +15,7 @@ from feature_client.golden import Tensors
 from feature_client.release import ReleaseError, ReleaseGraph
 from service.backends import BackendUnavailable, BadModelOutput
 from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable
-from service.backends.replica import FAILURES, Package, Replica
+from service.backends.replica import FAILURES, Package, Replica, is_over
 
 log = logging.getLogger("rapport.backends.triton")
 
@@ -25,9 +25,6 @@ IDLE_S = 1.0
 """A graph that answered nothing for this long is proven: nobody else would notice that it cannot."""
 PROVEN_EVERY_S = 10.0
 """The same for a graph that answers all the time."""
-
-TIMER_S = 0.005
-"""How early a timer may be: event loops count in milliseconds."""
 
 Told = Callable[[str, bool], None]
 """Is told of every endpoint (host:port) whether all is well there, whenever it was looked after."""
@@ -102,7 +99,7 @@ class TritonBackend:
             return await replica.infer(request, expected, ends, self.limits.timeout_s)
         except (Unreachable, NotLoaded, Broken, TimeoutError) as exc:
             self._wake[replica.endpoint.address].set()
-            if ends - time.monotonic() < TIMER_S:
+            if is_over(ends):
                 raise TimeoutError from exc
             # An inference changes nothing, so it may be asked for twice.
             late = replica if isinstance(exc, TimeoutError) else None
@@ -113,7 +110,7 @@ class TritonBackend:
         try:
             return await other.infer(request, expected, ends, self.limits.timeout_s)
         except TimeoutError as exc:
-            if ends - time.monotonic() >= TIMER_S:
+            if not is_over(ends):
                 raise BackendUnavailable(f"{name}: no answer within {self.limits.timeout_s} s") from exc
             raise
 

@@ -50,24 +50,30 @@ class Storage:
         files.rm(f"{base}/{path}", recursive=True)
 
 
-@contextmanager
-def storage_of(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    """Until its end it answers; then its server is gone."""
+def require(kind: str) -> None:
+    """Skips where a library is not installed; in CI it is."""
     if missing := [package for package in NEEDS.get(kind, ()) if find_spec(package) is None]:
         assert not os.environ.get("CI"), f"{missing[0]} is not installed"
         pytest.skip(f"{missing[0]} is not installed")
+
+
+@contextmanager
+def storage_of(kind: str, directory: Path) -> Iterator[Storage]:
+    """An empty one. Until its end a web server answers; S3 does as long as `s3_server`."""
     directory.mkdir()
-    if kind == "file":
-        yield Storage(f"file://{directory}", f"file://{directory}")
-    elif kind == "memory":
-        url = f"memory://{uuid.uuid4()}"
-        yield Storage(url, url)
-    elif kind == "http":
+    if kind == "http":
         with web_server(directory) as url:
             yield Storage(url, f"file://{directory}")
+        return
+    if kind == "file":
+        url = f"file://{directory}"
+    elif kind == "memory":
+        url = f"memory://{uuid.uuid4()}"
     else:
-        with s3_server(monkeypatch) as url:
-            yield Storage(url, url)
+        bucket = f"models-{uuid.uuid4()}"
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
+        url = f"s3://{bucket}/shop"
+    yield Storage(url, url)
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -90,19 +96,20 @@ def web_server(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3_server() -> Iterator["subprocess.Popen[bytes]"]:
+    """The environment points to it until the end, even where it is killed before."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             wait_for(port, server)
-            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("models")
-            yield "s3://models/shop"
+            with pytest.MonkeyPatch.context() as environment:
+                environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+                environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+                environment.setenv("AWS_ACCESS_KEY_ID", "test")
+                environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+                yield server
         finally:
             server.kill()
 

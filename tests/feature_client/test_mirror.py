@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,31 @@ from feature_client.routes import RoutesError, read_routes
 from feature_client.signature import SigningKey, write_key_pair
 from model_export.publish import Artifacts, publish
 from tests.feature_client.poison import seal
-from tests.feature_client.storages import KINDS, NETWORK, Storage, storage_of, web_server
+from tests.feature_client.storages import KINDS, NETWORK, Storage, require, s3_server, storage_of, web_server
 
 GRAPH = "engagement.2.explain/1/model.onnx"
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[None]:
+    require("s3")
+    with s3_server():
+        yield
+
+
 @pytest.fixture(params=KINDS)
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    with storage_of(request.param, tmp_path / "storage", monkeypatch) as storage:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    require(request.param)
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    with storage_of(request.param, tmp_path / "storage") as storage:
         yield storage
 
 
 @pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+def local(tmp_path: Path) -> Iterator[Storage]:
     """For what does not depend on the kind of storage."""
-    with storage_of("file", tmp_path / "storage", monkeypatch) as storage:
+    with storage_of("file", tmp_path / "storage") as storage:
         yield storage
 
 
@@ -126,23 +137,39 @@ def test_a_half_uploaded_release_is_none_until_its_manifest_comes(
     assert read_routes(mirror.root)["engagement"].champion == 2
 
 
-@pytest.mark.parametrize("damage", ["a flipped byte", "a missing file", "a huge file", "an empty file"])
+@pytest.mark.parametrize("damage", ["a flipped byte", "a missing file", "an empty file"])
 def test_a_damaged_release_never_appears_and_is_taken_once_it_is_mended(
-    storage: Storage, repository: Path, tmp_path: Path, damage: str
+    local: Storage, repository: Path, tmp_path: Path, damage: str
 ) -> None:
+    before = damaged(local, repository, GRAPH)
+    if damage == "a flipped byte":
+        flip(local, GRAPH)
+    elif damage == "a missing file":
+        local.remove(GRAPH)
+    else:
+        local.write(GRAPH, b"")
+    refused_until_mended(local, tmp_path, GRAPH, before)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(
+    storage: Storage, repository: Path, tmp_path: Path
+) -> None:
+    card = "engagement.2/card.md"
+    before = damaged(storage, repository, card)
+    storage.write(card, b"x" * (5 * 2**20))
+    refused_until_mended(storage, tmp_path, card, before)
+
+
+def damaged(storage: Storage, repository: Path, file: str) -> bytes:
+    """A storage with both versions, of which the champion is to be damaged; what the file holds before it is."""
     push(repository, storage.target, "engagement", 1)
     push(repository, storage.target, "engagement", 2)
     storage.write("routes.toml", b"[engagement]\nchampion = 2\nprevious = 1\n")
-    file = {"a huge file": "engagement.2/card.md"}.get(damage, GRAPH)
-    before = storage.read(file)
-    if damage == "a flipped byte":
-        flip(storage, file)
-    elif damage == "a missing file":
-        storage.remove(file)
-    else:
-        storage.write(file, b"x" * (5 * 2**20) if damage == "a huge file" else b"")
-    mirror = mirror_of(storage, tmp_path)
+    return storage.read(file)
 
+
+def refused_until_mended(storage: Storage, tmp_path: Path, file: str, content: bytes) -> None:
+    mirror = mirror_of(storage, tmp_path)
     with pytest.raises(MirrorError, match=r"is damaged|misses a file|is larger than") as refused:
         mirror.refresh()
     assert file in str(refused.value)
@@ -151,7 +178,7 @@ def test_a_damaged_release_never_appears_and_is_taken_once_it_is_mended(
     assert not (mirror.root / "engagement.2.explain").exists()
     assert not (mirror.root / "routes.toml").exists()
 
-    storage.write(file, before)
+    storage.write(file, content)
     mirror.refresh()
     read_release(mirror.root, "engagement", 2)
     assert read_routes(mirror.root)["engagement"].champion == 2
@@ -212,23 +239,28 @@ def test_copies_of_pruned_releases_are_let_go(storage: Storage, repository: Path
 
 @pytest.mark.parametrize("kind", NETWORK)
 def test_an_outage_changes_nothing_and_a_cold_start_has_what_was_there(
-    kind: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, repository: Path, tmp_path: Path
 ) -> None:
-    with storage_of(kind, tmp_path / "storage", monkeypatch) as storage:
-        push(repository, storage.target, "engagement", 1)
-        push_routes(repository, storage.target)
-        mirror = Mirror(storage.url, tmp_path / "cache", timeout_s=2.0, recheck_s=0.0)
-        mirror.refresh()
-    cold = Mirror(storage.url, tmp_path / "cache", timeout_s=2.0)
-    for one in (mirror, cold):
-        with pytest.raises(MirrorError):
-            one.refresh()
-        assert read_routes(one.root)["engagement"].champion == 1
-        read_release(one.root, "engagement", 1)
+    require(kind)
+    with s3_server() if kind == "s3" else nullcontext() as s3:
+        with storage_of(kind, tmp_path / "storage") as storage:
+            push(repository, storage.target, "engagement", 1)
+            push_routes(repository, storage.target)
+            mirror = Mirror(storage.url, tmp_path / "cache", timeout_s=2.0, recheck_s=0.0)
+            mirror.refresh()
+        if s3 is not None:
+            s3.kill()
+            s3.wait()
+        cold = Mirror(storage.url, tmp_path / "cache", timeout_s=2.0)
+        for one in (mirror, cold):
+            with pytest.raises(MirrorError):
+                one.refresh()
+            assert read_routes(one.root)["engagement"].champion == 1
+            read_release(one.root, "engagement", 1)
 
 
 def test_a_storage_that_accepts_and_says_nothing_is_an_outage(tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp")
+    require("http")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://user:secret@127.0.0.1:{silent.getsockname()[1]}/models"
         mirror = Mirror(url, tmp_path / "cache", timeout_s=0.3)
@@ -333,7 +365,7 @@ def test_routes_are_pushed_after_what_they_name(storage: Storage, release: Relea
 
 
 def test_what_cannot_be_written_to_is_named(release: Release, tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp")
+    require("http")
     with web_server(tmp_path) as url, pytest.raises(MirrorError):
         push(release.root, url, "engagement", 1)
 

@@ -1,5 +1,6 @@
 """Graphs that no runtime may be given, each as somebody would make it who knows how to recompute the checksums."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from feature_client import onnx_file
 from feature_client.contract import CONTRACT_KEY
+from feature_client.errors import RapportError
 from feature_client.onnx_file import MESSAGES, SCALARS, GraphError, check_graph
 from feature_client.release import Release, ReleaseError
 from tests.feature_client.poison import read_again, seal
@@ -301,3 +303,9 @@ def test_our_messages_are_onnx_protos(pristine: Release) -> None:
                 assert of == "int32"
             else:
                 assert field.type == SCALARS[of] or (of == "bytes" and field.type == field.TYPE_MESSAGE)
+
+
+def test_without_protobuf_a_sentence_says_what_to_install(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    with pytest.raises(RapportError, match=r"rapport\[cpu\]"):
+        read_again(release)

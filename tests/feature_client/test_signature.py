@@ -1,12 +1,15 @@
 """Signed releases: what a trusted key signed is taken, and nothing else."""
 
+import importlib
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from feature_client.errors import RapportError
 from feature_client.release import Release, ReleaseError, graph_file, read_release
 from feature_client.signature import SignatureError, SigningKey, TrustedKeys, write_key_pair
 from model_export.publish import Artifacts, publish
@@ -125,3 +128,10 @@ def test_a_file_that_holds_no_key_is_named(key: SigningKey, tmp_path: Path) -> N
     for read in (SigningKey.read, TrustedKeys.read):
         with pytest.raises(SignatureError, match="cannot read the key"):
             read(tmp_path / "absent")
+
+
+def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "feature_client.signature")
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    with pytest.raises(RapportError, match=r"rapport\[signing\]"):
+        importlib.import_module("feature_client.signature")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import model_export.publish
@@ -176,6 +177,19 @@ def test_a_repository_that_cannot_be_written_is_named(release: Release, tmp_path
     blocked.write_text("")
     with pytest.raises(PublishError, match=r"cannot write to the model repository .*a file"):
         publish_again(replace(release, root=blocked))
+
+
+def test_what_no_reader_would_take_is_not_published(release: Release, tmp_path: Path) -> None:
+    poisoned = tmp_path / "poisoned.onnx"
+    model = onnx.load(graph_file(release.directory))
+    weights = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    weights.raw_data = np.float32(np.nan).tobytes() + weights.raw_data[4:]
+    poisoned.write_bytes(model.SerializeToString())
+    artifacts = Artifacts(poisoned, graph_file(release.explain_directory), release.golden, release.card)
+    before = sorted(release.root.rglob("*"))
+    with pytest.raises(ReleaseError, match="not all of its values are finite"):
+        publish(release.root, release.contract, artifacts)
+    assert sorted(release.root.rglob("*")) == before
 
 
 def test_a_full_disk_leaves_no_release(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:

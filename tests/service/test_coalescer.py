@@ -351,10 +351,71 @@ def test_nothing_more_of_a_sliced_request_is_started_once_it_has_ended(
         [error] = await asyncio.gather(large, return_exceptions=True)
         assert isinstance(error, (asyncio.CancelledError, DeadlineExceeded, ClientGone, ConnectionError))
         doubler.gate.set()
-        await asyncio.gather(*queue.running)
+        await asyncio.gather(*queue.running, return_exceptions=True)
         await turns()
 
         assert doubler.batches == [[tuple(range(10))]]
+        assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "gone"])
+@pytest.mark.parametrize("stage", ["reads", "infers"])
+def test_a_batch_that_all_have_left_is_cancelled_and_one_with_a_member_is_not(
+    end: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASK_EVERY_S", 0.01)
+
+    async def scenario() -> None:
+        begun, ended = [], []
+        gate = asyncio.Event()
+
+        async def run(items: Sequence[Numbers], seconds: float, has_read: Callable[[], None]) -> list[list[int]]:
+            begun.append(items)
+            if stage == "infers":
+                has_read()
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                ended.append(items)
+                raise
+            return [list(item) for item in items]
+
+        def leaver(number: int) -> "asyncio.Task[list[int]]":
+            seconds = 0.03 if end == "expired" else 5
+            return asyncio.create_task(ask(queue, number, seconds=seconds, gone=lambda: end == "gone"))
+
+        queue: Queue = Coalescer(run, max_rows=2, slice_rows=2, in_flight=1)
+        leavers = [leaver(1), leaver(2), leaver(3)]
+        stayer = asyncio.create_task(ask(queue, 4))
+        await turns()
+        for task in leavers if end == "cancelled" else []:
+            task.cancel()
+        await asyncio.gather(*leavers, return_exceptions=True)
+        await turns(30)
+
+        assert ended == [[(1,), (2,)]]
+        assert begun[1:] == [[(4,)]]
+        gate.set()
+        assert await stayer == [4]
+        assert idle(queue)
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_goes_on_for_the_one_member_that_stays() -> None:
+    async def scenario() -> None:
+        doubler = Doubler(held=True)
+        queue = doubler.queue()
+        leaver, stayer = asyncio.create_task(ask(queue, 1)), asyncio.create_task(ask(queue, 2))
+        await doubler.started.wait()
+        leaver.cancel()
+        await turns()
+
+        assert doubler.batches == [[(1,), (2,)]]
+        doubler.gate.set()
+        assert await stayer == [4]
         assert idle(queue)
 
     asyncio.run(scenario())

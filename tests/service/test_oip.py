@@ -4,7 +4,9 @@ import asyncio
 import json
 import shutil
 import struct
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,29 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from redis import Redis
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.release import Release, graph_file
+from service.app import create_app
 from service.auth import add_key
 from service.errors import InvalidJson, InvalidRequest
+from service.local_triton import LocalTriton
 from service.oip import entities_of
 from service.oip_body import read_question
 from service.oip_tensors import tensor_rows
+from service.settings import Settings
 from tests.feast_layout import store
-from tests.service.conftest import Start, rows_of
+from tests.model_export.tiny_release import AS_OF
+from tests.service.conftest import Start, rows_of, wait_ready
+from tests.service.serving import running
+from tests.service.test_direct import answer as answer_of
+from tests.service.test_direct import connected
 from tests.service.test_errors import SECRET, golden
-from tests.service.test_operations import until
+from tests.service.test_operations import gateway_process, total, until
 
 PATIENT = {"X-Deadline-Ms": "30000"}
 HEADER = "Inference-Header-Content-Length"
@@ -192,6 +202,29 @@ def test_tensors_are_explained(url: str, release: Release, rows: Mapping[str, np
         assert (discrepancy(values(answer, name), tensor, scale if name == "attributions" else 0.0) <= 1).all(), name
 
 
+def test_triton_behind_the_gateway_gives_the_answers_of_the_graph(
+    triton: LocalTriton,
+    release: Release,
+    redis_url: str,
+    customers: list[str],
+    rows: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    settings = Settings(
+        backend="triton", triton=triton.address, models=release.root, redis=redis_url, as_of=AS_OF, log_level="warning"
+    )
+    few = {name: tensor[:5] for name, tensor in rows.items()}
+    with running(create_app(settings)) as url:
+        wait_ready(url)
+        scored, explained = infer(url, tensors(rows)), infer(url, tensors(few), "engagement.explain")
+        by_id = infer(url, ids(*customers))
+
+    assert (discrepancy(values(scored, "scores"), runtime(release, rows, explains=False)["scores"]) <= 1).all()
+    expected = runtime(release, few, explains=True)
+    scale = attribution_scale(expected["attributions"], expected["base"])
+    assert (discrepancy(values(explained, "attributions"), expected["attributions"], scale) <= 1).all()
+    assert values(by_id, "status").tolist() == ["ok"] * 3
+
+
 def test_customers_get_the_answers_of_v1(url: str, customers: list[str], release: Release) -> None:
     asked = [*customers, "nobody", "c1"]
     answer = infer(url, ids(*asked))
@@ -263,10 +296,11 @@ def test_outputs_are_those_asked_for_each_as_it_is_wanted(url: str, customers: l
     assert behind == np.array([[1, 1, 1], [1, 1, 1], [1, 0, 1]], np.uint8).tobytes() + b"\1\0\0\0001" * 3
 
 
-def test_the_largest_requests_are_answered(url: str, rows: Mapping[str, npt.NDArray[Any]]) -> None:
+def test_the_largest_requests_are_answered(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
     many = {name: np.resize(tensor, (1_000, tensor.shape[1])) for name, tensor in rows.items()}
 
-    assert values(infer(url, tensors(many)), "scores").shape == (1_000, 3)
+    expected = runtime(release, many, explains=False)["scores"]
+    assert (discrepancy(values(infer(url, tensors(many)), "scores"), expected) <= 1).all()
     assert post_binary(url, *binary(many)).status_code == 200
     assert values(infer(url, ids(*(f"m{n}" for n in range(1_000)))), "scores").shape == (1_000, 3)
     assert values(infer(url, ids(*(f"m{n}" for n in range(32))), "engagement.explain"), "base").shape == (32, 3)
@@ -301,6 +335,21 @@ def test_the_route_decides_for_customers_and_the_champion_has_the_tensors(
         expected = np.array([[one["scores"][task] for task in release.contract.task_names] for one in v1])
         assert (discrepancy(values(answer, "scores"), expected) <= 1).all()
     assert infer(both, tensors(rows))["model_version"] == "1"
+
+
+def test_those_who_ask_together_get_their_own(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
+    expected = runtime(release, rows, explains=True)
+    bodies = [
+        tensors({name: tensor[row : row + 1] for name, tensor in rows.items()}) for row in range(len(expected["base"]))
+    ]
+
+    def asked(row: int) -> bool:
+        scores = values(infer(url, bodies[row]), "scores")
+        base = values(infer(url, bodies[row], "engagement.explain"), "base")
+        return bool((discrepancy(scores[0], expected["scores"][row]) <= 1).all()) and base.shape == (1, 3)
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(asked, [*range(len(bodies))] * 4))
 
 
 def test_a_version_in_the_path_is_the_one_that_answers(
@@ -389,6 +438,8 @@ WRONG_TENSORS: dict[str, tuple[str, object]] = {
     "same input twice": ("inputs.1.name", "numeric"),
     "unknown member": (SECRET, 1),
     "unknown member of an input": (f"inputs.0.{SECRET}", 1),
+    "another model": ("model_name", SECRET),
+    "another version": ("model_version", "2"),
     "id is a number": ("id", 7),
     "id is long": ("id", SECRET * 100),
     "unknown output": ("outputs", [{"name": SECRET}]),
@@ -678,6 +729,44 @@ def test_what_the_backend_does_wrong_is_told_apart(
     refused(requests.post(path, json=body, headers=PATIENT, timeout=30), 503, "model_unavailable")
 
 
+def test_a_client_that_leaves_is_not_waited_for(
+    start: Start, customers: list[str], release: Release, rows: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    backend = golden(release)
+    url = start(backend, deadline_ms=60_000)
+    backend.delay_s = 3_600.0
+    for body in (GOOD, tensors({name: tensor[:1] for name, tensor in rows.items()})):
+        with connected(url) as connection:
+            connection.sendall(by_hand(body))
+            until(lambda: total(url, "rapport_inflight", lane="predict") == 1, "never admitted")
+        until(lambda: total(url, "rapport_inflight", lane="predict") == 0, "still admitted")
+    until(lambda: total(url, "rapport_requests_total", code="499") == 2, "not noticed")
+
+
+def test_what_outlives_the_drain_is_told_so(
+    tmp_path: Path, release: Release, redis_url: str, redis: Any, customers: list[str]
+) -> None:
+    patience = {"RAPPORT_REDIS_TIMEOUT_MS": "30000", "RAPPORT_DRAIN_S": "1"}
+    with gateway_process(tmp_path, release, redis_url, **patience) as (process, url):
+        until(lambda: requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200, "never ready")
+        with connected(url) as connection:
+            redis.execute_command("CLIENT", "PAUSE", "4000", "ALL")
+            connection.sendall(by_hand(GOOD, b"X-Deadline-Ms: 60000"))
+            time.sleep(0.3)  # until it waits for Redis
+            process.terminate()
+            status, _, body, _ = answer_of(connection)
+        process.wait(20)
+
+    assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+    assert json.loads(body)["error"]
+
+
+def by_hand(body: object, *headers: bytes) -> bytes:
+    text = json.dumps(body).encode()
+    lines = (b"POST /v2/models/engagement/infer HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(text), *headers)
+    return b"\r\n".join((*lines, b"", text))
+
+
 def test_several_join_keys_are_an_input_each() -> None:
     def question(*columns: list[str]) -> bytes:
         names = ("customer_id", "shop")
@@ -773,7 +862,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, bytes | None]:
     return bytes(body), None if header is None else b"%d" % max(header, 0)
 
 
-@settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 def test_whatever_is_sent_is_read_or_refused(release: Release, sent: tuple[bytes, bytes | None]) -> None:
     schema = release.contract.schema
@@ -790,7 +879,7 @@ def test_whatever_is_sent_is_read_or_refused(release: Release, sent: tuple[bytes
         pass
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 def test_whatever_is_sent_is_answered_or_refused(gateway: str, sent: tuple[bytes, bytes | None]) -> None:
     body, header = sent

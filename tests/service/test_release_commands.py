@@ -21,6 +21,7 @@ from model_export.pipeline import write_run
 from model_export.publish import Artifacts, publish, set_champion
 from model_export.republish import take_over
 from service import cli, watching
+from service.local_triton import LocalTriton
 from tests.model_export.tiny_release import build_tiny_release, tiny_run
 from tests.service.conftest import Start
 from tests.service.test_operations import answered_by
@@ -133,9 +134,14 @@ def test_a_manifest_that_cannot_be_read_hides_no_other_release(rapport: Rapport,
 def test_verify_says_what_it_checked_and_what_is_wrong(rapport: Rapport, models: Path) -> None:
     good = rapport("verify", "engagement", 1, "--models", models)
     assert good.code == 0
-    assert "files agree with their SHA-256" in good.out
-    assert "golden rows give the golden scores and explanations on in-process ONNX Runtime" in good.out
-    assert json.loads(rapport("verify", "engagement", 1, "--models", models, "--json").out)["golden_rows"] > 1
+    assert [line.split()[2:5] for line in good.out.splitlines()] == [
+        ["files", "are", "as"],
+        ["signed"],
+        ["golden", "rows", "give"],
+    ]
+    machine = json.loads(rapport("verify", "engagement", 1, "--models", models, "--json").out)
+    assert (machine["files"], machine["signature"]) == (7, "not signed")
+    assert machine["golden_rows"] > 1
 
     graph = models / "engagement.1" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
@@ -170,6 +176,19 @@ def test_verify_proves_the_golden_rows(rapport: Rapport, release: Release, tmp_p
     assert "differ from the golden answers" in said.error
 
 
+def test_verify_on_a_live_triton_leaves_what_answers_there_alone(
+    rapport: Rapport, models: Path, triton: LocalTriton
+) -> None:
+    said = rapport("verify", "engagement", 1, "--models", models, "--triton", triton.address)
+
+    assert said.code == 0, said.error
+    assert said.out.splitlines()[-1].endswith(f"golden scores and explanations on Triton at {triton.address}")
+    assert (
+        "release engagement.1: "
+        in rapport("verify", "engagement", 1, "--models", models, "--triton", "127.0.0.1:9").error
+    )
+
+
 # Publishing.
 
 
@@ -201,6 +220,35 @@ def test_a_release_of_another_repository_is_taken_over_under_the_next_number(
     damaged = rapport("publish", "--from", models / "engagement.5", "--models", models)
     assert (damaged.code, list_versions(models, "engagement")) == (1, [1, 2, 3, 4, 5])
     assert "card.md is damaged" in damaged.error
+
+
+def test_with_a_key_only_what_it_signed_is_verified_and_routed(
+    rapport: Rapport, models: Path, release: Release, tmp_path: Path
+) -> None:
+    for name in ("ours", "theirs"):
+        assert rapport("keygen", tmp_path / name).code == 0
+    assert rapport("keygen", tmp_path / "ours").code == 1
+    ours, theirs = tmp_path / "ours.pub", tmp_path / "theirs.pub"
+    rapport("publish", "--from", release.directory, "--models", models, "--sign-with", tmp_path / "ours")
+
+    listed = json.loads(rapport("list", "--models", models, "--json").out)["releases"]
+    assert [one["signed"] for one in listed] == [False, False, False, False, True]
+    assert f"signed by a key of {ours}" in rapport("verify", "engagement", 5, "--models", models, "--key", ours).out
+    assert "signed, which nobody checked" in rapport("verify", "engagement", 5, "--models", models).out
+    assert (
+        "not signed by a trusted key" in rapport("verify", "engagement", 5, "--models", models, "--key", theirs).error
+    )
+    for arguments in (
+        ("verify", "engagement", 4),
+        ("load", "engagement", 4),
+        ("route", "engagement", "--champion", 4),
+        ("route", "engagement", "--canary", "4:1"),
+        ("rollback", "engagement"),
+    ):
+        assert "not signed" in rapport(*arguments, "--models", models, "--key", ours).error
+    assert route(models) == Route(champion=3, previous=2)
+    rapport("route", "engagement", "--champion", 5, "--models", models, "--key", ours)
+    assert route(models) == Route(champion=5, previous=3)
 
 
 # Routing.
@@ -387,17 +435,13 @@ def test_prune_without_routes_removes_nothing(rapport: Rapport, models: Path) ->
 # Killed half-way.
 
 
-def killed_at(change: int, models: Path, *arguments: object) -> bool:
-    """Runs the command until that change to a file; False where it has fewer and ends."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.service.killed_command", str(change), "release", *map(str, arguments)],
-        env={**os.environ, "RAPPORT_MODELS": str(models), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode in (0, -signal.SIGKILL), run.stderr
-    return run.returncode != 0
+def killed_everywhere(models: Path, copies: Path, *arguments: object) -> list[Path]:
+    """The command in copies of the repository, killed a step later in each; in the last one it got through."""
+    copies.mkdir()
+    command = [sys.executable, "-m", "tests.service.killed_command", models, copies, "release", *arguments]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return sorted(copies.iterdir(), key=lambda path: int(path.name))
 
 
 @pytest.mark.parametrize(
@@ -410,51 +454,41 @@ def killed_at(change: int, models: Path, *arguments: object) -> bool:
 def test_a_killed_change_of_a_route_leaves_the_old_or_the_new_one(
     four: Path, tmp_path: Path, arguments: tuple[object, ...], after: Route
 ) -> None:
-    before = route(four)
-    seen: list[Route] = []
-    while True:
-        models = Path(shutil.copytree(four, tmp_path / f"models{len(seen)}"))
-        killed = killed_at(len(seen) + 1, models, *arguments)
-        seen.append(route(models))
-        for version in seen[-1].named:
+    copies = killed_everywhere(four, tmp_path / "copies", *arguments)
+
+    found = [route(models) for models in copies]
+    assert len(found) > 3
+    assert set(map(repr, found)) == {repr(route(four)), repr(after)}
+    assert found[-1] == after
+    for models in copies:
+        for version in route(models).named:
             read_release(models, "engagement", version)
-        if not killed:
-            break
-        # And it is in nobody's way.
+        # A killed command is in nobody's way.
         reroute(models, champion=1)
         assert route(models) == Route(champion=1)
-
-    assert seen[-1] == after
-    assert set(map(repr, seen)) == {repr(before), repr(after)}
-    assert len(seen) > 3
 
 
 def test_a_killed_prune_leaves_whole_releases_and_the_next_one_goes_on(
     four: Path, release: Release, tmp_path: Path
 ) -> None:
-    steps = 0
-    while True:
-        models = Path(shutil.copytree(four, tmp_path / f"models{steps}"))
-        steps += 1
-        killed = killed_at(steps, models, "prune", "--keep", 0, "--yes")
+    copies = killed_everywhere(four, tmp_path / "copies", "prune", "--keep", 0, "--yes")
+
+    assert len(copies) > 20
+    assert {tuple(list_versions(models, "engagement")) for models in copies} == {(1, 2, 3, 4), (2, 3, 4), (2, 3)}
+    assert list_versions(copies[-1], "engagement") == [2, 3]
+    for models in copies:
+        assert route(models) == route(four)
         there = list_versions(models, "engagement")
         for version in there:
             read_release(models, "engagement", version)
-        assert route(models) == route(four)
-        assert {2, 3} <= set(there) <= {1, 2, 3, 4}
-        if not killed:
-            break
         for path in models.glob("engagement.*"):
-            if not path.name.removesuffix(".explain").endswith(tuple(f".{version}" for version in there)):
+            if int(path.name.split(".")[1]) not in there:
                 age(path)
         prune(models, prunable(models, None, keep=0))
         assert sorted(path.name for path in models.glob("engagement*")) == [
             "engagement.2", "engagement.2.explain", "engagement.3", "engagement.3.explain", "engagement.4"
         ]  # fmt: skip
         assert take_over(release.directory, models).version == "5"
-
-    assert there == [2, 3]
-    assert steps > 10
 
 
 # With a gateway.

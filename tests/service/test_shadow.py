@@ -20,7 +20,7 @@ from redis import Redis
 from typer.testing import CliRunner, Result
 
 import service.shadow
-from feature_client.golden import Golden, Tensors
+from feature_client.golden import Tensors
 from feature_client.release import Release, graph_file, read_release
 from model_export.publish import Artifacts, publish
 from model_export.verify import Session
@@ -73,7 +73,7 @@ def published_again(release: Release, scratch: Path, edits: Mapping[str, Edit]) 
                 found.add(name)
         assert found == set(edits)
         path.write_bytes(model.SerializeToString())
-    inputs = Golden.read(release.golden).tensors
+    inputs = release.graphs()[0].golden.tensors
     answers = Session(explain, ("scores", "attributions", "base")).run(inputs["numeric"], inputs["categorical"])
     np.savez(golden, **inputs, **answers)  # type: ignore[arg-type]
     return publish(release.root, release.contract, Artifacts(score, explain, golden, release.card))

@@ -20,6 +20,7 @@ from feature_client.contract import discrepancy
 from feature_client.errors import RapportError
 from feature_client.golden import Tensors
 from feature_client.release import Release, ReleaseGraph
+from feature_client.triton_config import config_json
 from service.app import create_app
 from service.backends import BackendUnavailable, BadModelOutput, check_outputs
 from service.backends import replica as replica_module
@@ -226,7 +227,8 @@ def test_another_graph_under_the_same_name_is_never_taken_for_it(
         async with another(triton.address) as rival:
             for version in (other.version, "1"):
                 await rival.unload(graph.name)
-                await rival.load(graph.name, other.config, f"{version}/model.onnx", other.content)
+                config = config_json(other.graph, version=int(version))
+                await rival.load(graph.name, config, f"{version}/model.onnx", other.content)
                 assert await asyncio.gather(*(world.outcome() for _ in range(8))) == ["ok"] * 8
 
     on(truth, graph, scenario, triton.address)
