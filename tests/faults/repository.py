@@ -117,13 +117,13 @@ DAMAGE: dict[str, tuple[Change | None, Change | None]] = {
     "flipped byte": (None, flipped_byte),
     "truncated, sums made anew": (truncated, None),
     "NaN weights, sums made anew": (nan_weights, None),
-    "wrong contract, sums made anew": (contract_of(2), None),
+    "wrong contract, sums made anew": (contract_of(1), None),
 }
 """What is done to a release before its manifest is written, and after."""
 
 
 def damaged(root: Path, source: int, damage: str) -> int:
-    """The next version: `source`, damaged."""
+    """The next version: `source`, damaged. Not 1, whose contract is the wrong one."""
     before, after = DAMAGE[damage]
     version = forge(root, source, before)
     if after is not None:

@@ -16,7 +16,7 @@ from tests.faults.publisher import Publisher
 from tests.faults.repository import DAMAGE, MODEL, UNREADABLE, damaged, next_version, replace_routes, write_routes
 from tests.faults.rig import Rig, Scenario
 from tests.faults.traffic import until
-from tests.faults.triton import DOWN, kill_backends, replace_models, stall, unload
+from tests.faults.triton import DOWN, kill_backends, replace_models, stopped, unload
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS") or 120)
 """For each backend."""
@@ -84,7 +84,7 @@ def publisher_killed(chaos: Chaos, current: Scenario) -> None:
 
 def corrupt_release(chaos: Chaos, current: Scenario) -> None:
     with chaos.rig.counted_failure():
-        version = damaged(chaos.rig.root, chaos.dice.choice(SOURCES), chaos.dice.choice(list(DAMAGE)))
+        version = damaged(chaos.rig.root, chaos.dice.choice((2, 3)), chaos.dice.choice(list(DAMAGE)))
         write_routes(chaos.rig.root, Route(champion=version, previous=1))
         chaos.rig.refused(f"{MODEL}.{version}")
     write_routes(chaos.rig.root, chaos.route)
@@ -119,11 +119,15 @@ def triton_steps(server: LocalTriton) -> tuple[Step, ...]:
         version, other = chaos.route.champion, chaos.dice.choice(chaos.good)
         replace_models(chaos.rig, server, version, other if other != version else 1 + version % 3)
 
+    def stalled(chaos: Chaos) -> None:
+        with stopped(server):
+            chaos.rig.driver.wait_for(chaos.dice.randint(1, 300))
+
     faults: tuple[Callable[[Chaos], None], ...] = (
         lambda _: server.kill(),
         lambda _: server.restart(),
         lambda _: kill_backends(server),
-        lambda chaos: stall(chaos.rig, server.pid),
+        stalled,
         lambda chaos: unload(server, [f"{MODEL}.{chaos.route.champion}", f"{MODEL}.{chaos.route.champion}.explain"]),
         meddled,
     )

@@ -92,7 +92,7 @@ def test_a_canarys_customers_stay_its_own(rig: Rig) -> None:
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_corrupt_release_answers_nobody_though_a_route_names_it(rig: Rig, damage: str) -> None:
     with rig.scenario(f"corrupt: {damage}", HOME):
-        version = damaged(rig.root, 3, damage)
+        version = damaged(rig.root, 2, damage)
         with rig.counted_failure():
             write_routes(rig.root, Route(champion=version, previous=1))
             rig.refused(f"{MODEL}.{version}")

@@ -9,7 +9,7 @@ from service.local_triton import LocalTriton
 from tests.faults.conftest import HOME
 from tests.faults.repository import MODEL
 from tests.faults.rig import Rig
-from tests.faults.triton import DOWN, kill_backends, replace_models, stall, unload
+from tests.faults.triton import DOWN, kill_backends, replace_models, stopped, unload
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_a_triton_that_is_restarted_in_order_is_back_with_all_models(rig: Rig, s
 
 
 def test_a_triton_that_stalls_keeps_nobody_beyond_the_deadline(rig: Rig, server: LocalTriton) -> None:
-    with rig.scenario("Triton stopped and continued", HOME) as current, rig.fault(current, *DOWN):
-        stall(rig, server.pid)
+    with rig.scenario("Triton stopped and continued", HOME) as current, rig.fault(current, *DOWN), stopped(server):
+        rig.driver.wait_for(150)
     assert current.refusals
 
 
@@ -75,6 +75,5 @@ def test_of_two_tritons_one_may_die(
     with rig.scenario("one killed", HOME) as current, rig.fault(current):
         second.kill()
         rig.noticed(current, endpoint=second.address)
-    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current):
-        stall(rig, second.pid)
+    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current), stopped(second):
         rig.noticed(current, endpoint=second.address)

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from feature_client.release import read_release
 from feature_client.triton_config import config_json
@@ -15,19 +16,16 @@ from tests.triton_calls import connected
 DOWN = (MODEL_DOWN, TOO_LATE)
 """What is promised while nobody can answer."""
 
-STALLED_FOR = 150
-"""Requests that come while something is stopped."""
 
-
-def stall(rig: Rig, *pids: int) -> None:
-    """SIGSTOP, while clients go on, and SIGCONT."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+@contextmanager
+def stopped(server: LocalTriton) -> Iterator[None]:
+    """It takes what it is sent and says nothing (SIGSTOP), as long as the block."""
+    pid = server.pid
+    os.kill(pid, signal.SIGSTOP)
     try:
-        rig.driver.wait_for(STALLED_FOR)
+        yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 def kill_backends(server: LocalTriton) -> None:
