@@ -59,9 +59,9 @@ class Rig:
     @contextmanager
     def scenario(self, name: str, start: Route) -> Iterator[Scenario]:
         """Judges everything that was answered during the block; an AssertionError tells the first violations."""
+        self.spread()
         if self.promise.periods[-1].route != start:
             self.route(start)
-        self.spread()
         first = len(self.driver.history)
         current = Scenario(f"{self.backend}: {name}", warned=len(self.gateway.events("WARNING")))
         yield current
@@ -69,7 +69,8 @@ class Rig:
         current.outcomes = self.driver.history[first:].copy()
         current.violations = judge(current.outcomes, self.promise, self.oracle)
         self.done.append(current)
-        assert not current.violations, "\n".join(map(str, current.violations[:10]))
+        kinds = Counter(violation.kind for violation in current.violations)
+        assert not kinds, "\n".join([str(dict(kinds)), *map(str, current.violations[:10])])
 
     def route(self, route: Route, current: Scenario | None = None) -> None:
         """Writes the route and waits until every worker has taken it."""
@@ -100,6 +101,7 @@ class Rig:
     def settle(self, current: Scenario | None, since: float) -> None:
         """Until every connection's worker serves what is expected last."""
         route = self.promise.periods[-1].route
+        self.spread()
 
         def taken() -> bool:
             return all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models"))
