@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from feature_client.routes import Route, read_routes
+from service.local_triton import LocalTriton
 from tests.faults.checks import Violation, judge
 from tests.faults.gateway import WORKERS, GatewayProcess
 from tests.faults.oracle import Oracle
@@ -137,6 +138,11 @@ class Rig:
             return any(what.items() <= event.items() for event in self.gateway.events("WARNING")[current.warned :])
 
         until(warned, f"a warning of {what}")
+
+    def reaches(self, server: LocalTriton, *, up: bool) -> None:
+        """Until the gateway's metrics say so of that Triton."""
+        backend = f"backend:{server.address}"
+        until(lambda: self.gateway.total("rapport_dependency_up", dependency=backend) == up, f"{backend} {up=}")
 
     def spread(self) -> None:
         """Every worker has some of the connections: otherwise its answers would not be seen."""

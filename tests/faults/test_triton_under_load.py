@@ -75,5 +75,8 @@ def test_of_two_tritons_one_may_die(
     with rig.scenario("one killed", HOME) as current, rig.fault(current):
         second.kill()
         rig.noticed(current, endpoint=second.address)
-    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current), stopped(second):
-        rig.noticed(current, endpoint=second.address)
+    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current):
+        rig.reaches(second, up=True)
+        with stopped(second):
+            rig.reaches(second, up=False)
+        rig.reaches(second, up=True)
