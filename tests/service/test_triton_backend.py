@@ -535,6 +535,14 @@ def test_the_gateway_serves_on_triton_by_its_settings(
         assert requests.get(f"{url}/readyz", timeout=5).json()["backend"] == "ok"
         assert total(url, "rapport_dependency_up", dependency=f"backend:{server.address}") == 1
 
+        with stopped(server):
+            answers = [ask().status_code]
+            while answers[-1] != 503:
+                answers.append(ask().status_code)
+        assert set(answers) == {504, 503}, "late at first, and then it is not asked any more"
+        wait_ready(url, "backend", "ok")
+        assert ask().status_code == 200, ask().text
+
         server.__exit__(None, None, None)
         wait_ready(url, "backend", "unavailable")
         refused = ask()
