@@ -9,20 +9,20 @@ PORT ?= 8080
 BACKEND ?= embedded
 # The ids that the load test asks for: those of the data set that is up.
 DATASET := $(if $(DATA),$(basename $(notdir $(DATA))),generated)
-# Torch, Feast and the tools take about 2.5 GB installed; the rest is for data and wheels on their way.
+# Torch, Feast, Triton and the tools take about 3 GB installed; the rest is for data and wheels on their way.
 NEEDED_MB := 6000
 
-.PHONY: up down test check format loadtest bench wrk test-image system-packages
+.PHONY: up down test check format loadtest bench wrk triton test-image system-packages
 
-up: $(INSTALLED)
-	@if [ "$(BACKEND)" != embedded ]; then \
-		echo "rapport: BACKEND=$(BACKEND) is not there yet; only BACKEND=embedded (in-process ONNX Runtime) is" >&2; exit 1; fi
-	@exec $(BIN)/rapport up --home $(HOME_DIR) --port $(PORT) --customers $(or $(CUSTOMERS),20000) $(if $(DATA),--data "$(DATA)")
+up: $(INSTALLED) $(if $(filter triton,$(BACKEND)),triton)
+	@exec $(BIN)/rapport up --home $(HOME_DIR) --port $(PORT) --backend $(BACKEND) \
+		--customers $(or $(CUSTOMERS),20000) $(if $(DATA),--data "$(DATA)")
 
 down:
 	@if [ -x $(BIN)/rapport ]; then $(BIN)/rapport down --home $(HOME_DIR); else echo "nothing was running"; fi
 
 test: $(INSTALLED) system-packages wrk
+	@$(MAKE) -s triton || echo "without it the tests on a real Triton are skipped" >&2
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not image"
 
 check: $(INSTALLED)
@@ -43,6 +43,7 @@ loadtest: $(INSTALLED)
 # each comparison, ROWS=throughput,tail for some of them, CUSTOMERS=10000000 for the large store (8 GB of memory),
 # PEERS=1 for other systems beside ours.
 bench: $(INSTALLED) wrk
+	@$(MAKE) -s triton || echo "without it the Triton rows are not measured" >&2
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loadtests.bench --home $(HOME_DIR)/bench \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CUSTOMERS),--customers $(CUSTOMERS)) \
 		$(if $(ROWS),--rows $(ROWS),--docs docs/performance.md) $(if $(PEERS),--peers)
@@ -56,6 +57,12 @@ wrk: $(INSTALLED)
 		then mv usr/lib/*/libluajit*.so* usr/bin/wrk . && \
 			printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/wrk "$$@"\n' "$$PWD" "$$PWD" > ../bin/wrk && chmod +x ../bin/wrk; \
 		else echo "wrk is missing: install Debian's package wrk; without it there is no bench, and its tests are skipped" >&2; fi; fi
+
+# A real tritonserver without a container, in $(VENV)/triton. Its Python processes need Debian's libpython3.11.
+triton: $(INSTALLED)
+	@if ! ldconfig -p | grep -q 'libpython3\.11\.so\.1\.0' && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends libpython3.11 >/dev/null; fi || true
+	@$(BIN)/rapport triton install
 
 # The container image, built and started without a Docker daemon: a tier of its own.
 test-image: $(INSTALLED)

@@ -2,24 +2,54 @@
 
 A release is two directories, `<model>.<version>` and `<model>.<version>.explain`. It exists when its manifest does and
 agrees with every file: the manifest is written last, so a reader sees a whole release or none.
+
+Whoever can write a release can also recompute its checksums. So reading one trusts nothing of it: each file is read
+once, within a limit, and what was hashed is what is looked at, before a runtime or Triton sees any of it.
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from feature_client import onnx_file
 from feature_client.contract import Contract
 from feature_client.errors import RapportError
 from feature_client.golden import Golden, GoldenError
+from feature_client.model_config import ConfigError, check_config
+from feature_client.onnx_file import GraphError, check_graph
+
+if TYPE_CHECKING:  # needs an extra, and only where a key is configured
+    from feature_client.signature import TrustedKeys
 
 MODEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 RELEASE_NAME = re.compile(r"([a-z0-9_]{1,64})\.([0-9]{1,9})")
 MANIFEST_FORMAT = 1
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+CONFIG, GRAPH = "config.pbtxt", "1/model.onnx"
+SCORE_FILES = (CONFIG, "contract.json", "golden.npz", "card.md", GRAPH)
+EXPLAIN_FILES = (CONFIG, GRAPH)
+"""What a release consists of, besides its manifest and the manifest's signature: this and nothing else."""
+
+MAX_BYTES: Mapping[str, int] = {
+    MANIFEST: 64 * 2**10,
+    SIGNATURE: 1 * 2**10,
+    CONFIG: 64 * 2**10,
+    "contract.json": 16 * 2**20,  # vocabularies
+    "golden.npz": 16 * 2**20,
+    "card.md": 4 * 2**20,
+    GRAPH: onnx_file.MAX_BYTES,
+}
+"""A larger file is refused before it is read: a release must not take a gateway's memory."""
 
 
 class ReleaseError(RapportError):
@@ -43,6 +73,7 @@ class ReleaseGraph:
     """One of a release's two graphs, with all that a backend needs to load and to prove it.
 
     name: `engagement.3`, or `engagement.3.explain`. explains: it gives attributions and base as well as scores.
+    digests: config.pbtxt and 1/model.onnx -> SHA-256, as they were verified.
     """
 
     name: str
@@ -50,6 +81,7 @@ class ReleaseGraph:
     contract: Contract
     golden: Golden
     explains: bool
+    digests: Mapping[str, str]
 
     @property
     def file(self) -> Path:
@@ -58,6 +90,14 @@ class ReleaseGraph:
     @property
     def config(self) -> Path:
         return self.directory / "config.pbtxt"
+
+    def read(self) -> bytes:
+        """The graph as it was verified: a backend that loads these bytes runs nothing else. Raises ReleaseError."""
+        return _read_again(self.directory / GRAPH, f"{self.name}/{GRAPH}", self.digests[GRAPH])
+
+    def read_config(self) -> bytes:
+        """config.pbtxt as it was verified. Raises ReleaseError."""
+        return _read_again(self.directory / CONFIG, f"{self.name}/{CONFIG}", self.digests[CONFIG])
 
     def outputs(self, rows: int) -> dict[str, tuple[int, ...]]:
         """Output -> shape, for that many rows."""
@@ -101,16 +141,28 @@ class Release:
     def card(self) -> Path:
         return self.directory / "card.md"
 
+    def read(self, file: str) -> bytes:
+        """file: as the manifest names it. What it holds, as it was verified. Raises ReleaseError."""
+        return _read_again(self.root / file, file, self.manifest.files[file])
+
     def graphs(self) -> tuple[ReleaseGraph, ReleaseGraph]:
         """Scores, and scores with reasons. Raises ReleaseError."""
         try:
-            golden = Golden.read(self.golden)
+            golden = Golden.from_bytes(self.read(f"{self.name}/golden.npz"), self.contract)
         except GoldenError as exc:
             raise ReleaseError(f"release {self.name}: {exc}") from exc
-        return (
-            ReleaseGraph(self.name, self.directory, self.contract, golden, explains=False),
-            ReleaseGraph(self.explain_name, self.explain_directory, self.contract, golden, explains=True),
+        score, explain = (
+            ReleaseGraph(
+                name,
+                self.root / name,
+                self.contract,
+                golden,
+                explains=name == self.explain_name,
+                digests={file: self.manifest.files[f"{name}/{file}"] for file in EXPLAIN_FILES},
+            )
+            for name in (self.name, self.explain_name)
         )
+        return score, explain
 
 
 def graph_file(directory: Path) -> Path:
@@ -123,45 +175,133 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def release_files(name: str) -> tuple[str, ...]:
+    """Of both directories, relative to the repository; the manifest and its signature aside."""
+    return (*(f"{name}/{file}" for file in SCORE_FILES), *(f"{name}.explain/{file}" for file in EXPLAIN_FILES))
+
+
 def list_versions(root: Path, model: str) -> list[int]:
     """Versions whose manifest exists, ascending. Files are not verified here."""
     if not root.is_dir():
         return []
-    matches = ((RELEASE_NAME.fullmatch(path.parent.name)) for path in root.glob("*/manifest.json"))
-    return sorted(int(match[2]) for match in matches if match and match[1] == model)
+    matches = ((RELEASE_NAME.fullmatch(path.parent.name)) for path in root.glob(f"*/{MANIFEST}"))
+    # Written another way, as in engagement.03, it is another directory than the one that would be read.
+    return sorted(int(match[2]) for match in matches if match and match[0] == f"{model}.{int(match[2])}")
 
 
-def read_release(root: Path, model: str, version: int) -> Release:
-    """Reads and verifies one release. Raises ReleaseError, ContractError."""
+def read_manifest(content: bytes, name: str) -> Manifest:
+    """content: of manifest.json. Raises ReleaseError where it is not one of the release `name`."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise ReleaseError(f"{MANIFEST} cannot be read: {exc}") from exc
+    if manifest.format != MANIFEST_FORMAT:
+        raise ReleaseError(f"manifest format {manifest.format}, this version reads {MANIFEST_FORMAT}")
+    if f"{manifest.model}.{manifest.version}" != name:
+        raise ReleaseError(f"its manifest is of {manifest.model}.{manifest.version}")
+    if foreign := set(manifest.files) - set(release_files(name)):
+        raise ReleaseError(f"its manifest lists what no release has: {_some(foreign)}")
+    if unlisted := set(release_files(name)) - set(manifest.files):
+        raise ReleaseError(f"its manifest does not list {_some(unlisted)}")
+    return manifest
+
+
+def read_release(root: Path, model: str, version: int, trust: "TrustedKeys | None" = None) -> Release:
+    """Reads and verifies one release. trust: keys of which one must have signed it. Raises ReleaseError."""
     name = f"{model}.{version}"
     try:
-        manifest = msgspec.json.decode((root / name / "manifest.json").read_bytes(), type=Manifest)
+        return _read_release(root, name, trust)
     except FileNotFoundError as exc:
         raise ReleaseError(f"release {name} does not exist in {root}") from exc
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as exc:
-        raise ReleaseError(f"release {name}: manifest.json cannot be read: {exc}") from exc
-    _check(root, name, manifest)
-    contract = Contract.from_json((root / name / "contract.json").read_bytes())
-    if contract.digest != manifest.contract or contract.model != model:
-        raise ReleaseError(f"release {name}: contract.json is not the one that its manifest names")
+    except OSError as exc:
+        raise ReleaseError(f"release {name} cannot be read: {exc}") from exc
+    except RapportError as exc:
+        raise ReleaseError(f"release {name}: {exc}") from exc
+
+
+def _read_release(root: Path, name: str, trust: "TrustedKeys | None") -> Release:
+    """In this order: who signed it, what there is, whether it is whole, and only then what it holds."""
+    manifest_file = root / name / MANIFEST
+    content = _read(manifest_file, MANIFEST)
+    if trust is not None:
+        if not (root / name / SIGNATURE).exists():
+            raise ReleaseError("it is not signed, and this gateway takes signed releases only")
+        trust.check(content, _read(root / name / SIGNATURE, SIGNATURE))
+    manifest = read_manifest(content, name)
+    present = set(_present(root, (name, f"{name}.explain")))
+    if missing := set(manifest.files) - present:
+        raise ReleaseError(f"missing {_some(missing)}")
+    if extra := present - set(manifest.files) - {f"{name}/{MANIFEST}", f"{name}/{SIGNATURE}"}:
+        raise ReleaseError(f"not in its manifest: {_some(extra)}")
+
+    def verified(file: str) -> bytes:
+        return _read(root / file, file, manifest.files[file])
+
+    contract = Contract.from_json(verified(f"{name}/contract.json"))
+    if contract.digest != manifest.contract or f"{contract.model}.{manifest.version}" != name:
+        raise ReleaseError("contract.json is not the one that its manifest names")
+    Golden.from_bytes(verified(f"{name}/golden.npz"), contract)
+    verified(f"{name}/card.md")
+    for directory, explains in ((name, False), (f"{name}.explain", True)):
+        with _named(f"{directory}/{CONFIG}"):
+            check_config(verified(f"{directory}/{CONFIG}"), directory, contract, explains=explains)
+        with _named(f"{directory}/{GRAPH}"):
+            check_graph(verified(f"{directory}/{GRAPH}"), contract, explains=explains)
     return Release(root, manifest, contract)
 
 
-def _check(root: Path, name: str, manifest: Manifest) -> None:
-    if manifest.format != MANIFEST_FORMAT:
-        raise ReleaseError(f"release {name}: manifest format {manifest.format}, this version reads {MANIFEST_FORMAT}")
-    if f"{manifest.model}.{manifest.version}" != name:
-        raise ReleaseError(f"release {name}: its manifest is of {manifest.model}.{manifest.version}")
-    present = {
-        path.relative_to(root).as_posix()
-        for directory in (root / name, root / f"{name}.explain")
-        for path in directory.rglob("*")
-        if not path.is_dir() and path != root / name / "manifest.json"
-    }
-    if missing := sorted(set(manifest.files) - present):
-        raise ReleaseError(f"release {name}: missing {', '.join(missing)}")
-    if extra := sorted(present - set(manifest.files)):
-        raise ReleaseError(f"release {name}: not in its manifest: {', '.join(extra)}")
-    for file, digest in manifest.files.items():
-        if sha256(root / file) != digest:
-            raise ReleaseError(f"release {name}: {file} is damaged: its SHA-256 differs from the manifest")
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, GraphError) as exc:
+        raise ReleaseError(f"{file}: {exc}") from exc
+
+
+def _present(root: Path, directories: Iterable[str]) -> Iterator[str]:
+    """Every file of these directories, relative to the repository. Raises ReleaseError for what has no place there."""
+    for directory in directories:
+        if (root / directory).is_symlink():
+            raise ReleaseError(f"{directory} is a link")
+        for parent in (directory, f"{directory}/1"):
+            if not (root / parent).is_dir():
+                continue  # its files are missed by name
+            with os.scandir(root / parent) as entries:
+                for entry in entries:
+                    path = f"{parent}/{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        if path != f"{directory}/1":
+                            raise ReleaseError(f"a release has no directory {_some([path])}")
+                    elif entry.is_file(follow_symlinks=False):
+                        yield path
+                    else:
+                        raise ReleaseError(f"{_some([path])} is neither a file nor a directory")
+
+
+def _read(path: Path, file: str, digest: str | None = None) -> bytes:
+    """file: its name in messages. digest: the SHA-256 that it must have. Raises ReleaseError, OSError."""
+    at_most = MAX_BYTES[GRAPH if path.name == "model.onnx" else path.name]
+    # Never through a link, and never waiting for the other end of a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ReleaseError(f"{file} is not a file")
+        content = opened.read(at_most + 1)
+    if len(content) > at_most:
+        raise ReleaseError(f"{file} is larger than {at_most:,} bytes")
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ReleaseError(f"{file} is damaged: its SHA-256 differs from the manifest")
+    return content
+
+
+def _read_again(path: Path, file: str, digest: str) -> bytes:
+    try:
+        return _read(path, file, digest)
+    except OSError as exc:
+        raise ReleaseError(f"{file} cannot be read: {exc.strerror}") from exc
+
+
+def _some(files: Iterable[str]) -> str:
+    """For a message: at most three of them, whatever they are called."""
+    shown = [file.encode("ascii", "backslashreplace").decode() for file in sorted(files)]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

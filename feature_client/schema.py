@@ -105,6 +105,17 @@ class FeatureBatch:
     def __len__(self) -> int:
         return len(self.event_times)
 
+    def take(self, rows: Sequence[int]) -> "FeatureBatch":
+        """These rows, in this order; each at most once."""
+        places = {row: place for place, row in enumerate(rows)}
+        return FeatureBatch(
+            self.numbers[rows],
+            self.strings[rows],
+            self.event_times[rows],
+            frozenset((places[row], name) for row, name in self.corrupt if row in places),
+            {places[row]: why for row, why in self.refused.items() if row in places},
+        )
+
     def refusal(self, rows: slice) -> str | None:
         """Why these rows cannot be scored; None where they can."""
         return next((reason for row, reason in self.refused.items() if rows.start <= row < rows.stop), None)
@@ -140,7 +151,7 @@ class Encoded:
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         return {"numeric": self.numeric, "categorical": self.categorical}
 
-    def rows(self, rows: slice) -> "Encoded":
+    def rows(self, rows: slice | Sequence[int]) -> "Encoded":
         return Encoded(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from model_export.publish import Artifacts, publish, set_champion
 from model_export.rows import Dataset
 from model_export.train import EPOCHS, predict, train
 from model_export.verify import BATCHES, Floats, Graphs, Ints, verify, write_golden
+
+if TYPE_CHECKING:  # needs an extra, and only where releases are signed
+    from feature_client.signature import SigningKey
 
 MODEL = "engagement"
 
@@ -78,6 +82,11 @@ def publish_workspace(workspace: Workspace) -> Release:
     return publish_run(read_run(_run_directory(workspace)), workspace.models)
 
 
+def publish_unrouted(workspace: Workspace, root: Path, key: "SigningKey | None" = None) -> Release:
+    """Exports, verifies, signs and publishes the workspace's run into the repository `root`; no route changes."""
+    return export_run(read_run(_run_directory(workspace)), root, key)
+
+
 @one_thread()
 def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: str = MODEL) -> Run:
     network = train(dataset, seed=seed, epochs=epochs)
@@ -107,9 +116,16 @@ def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: s
     return Run(contract, network.state_dict(), rows, background)
 
 
-@one_thread()
 def publish_run(run: Run, root: Path) -> Release:
     """Exports, verifies and publishes a run as the next version, and makes it the champion."""
+    release = export_run(run, root)
+    set_champion(root, run.contract.model, release.manifest.version)
+    return release
+
+
+@one_thread()
+def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release:
+    """Exports, verifies and publishes a run as the next version, signed where there is a key; no route changes."""
     network = Network(run.contract.schema, run.contract.tasks)
     network.load_state_dict(dict(run.weights))
     network.eval()
@@ -129,8 +145,7 @@ def publish_run(run: Run, root: Path) -> Release:
         artifacts.card.write_text(card(run.contract), encoding="utf-8")
         progress.update()
         progress.set_description("publish")
-        release = publish(root, run.contract, artifacts)
-        set_champion(root, run.contract.model, release.manifest.version)
+        release = publish(root, run.contract, artifacts, key)
         progress.update()
     return release
 

@@ -1,37 +1,42 @@
-"""Lays a release out in the model repository, and commits it by writing its manifest last.
+"""Lays a release out beside the model repository's others, verifies it there, and commits it with one rename.
 
-A publisher that is killed at any point leaves no release: only directories without a manifest, which no reader lists
-and whose numbers are not used again.
+A publisher that is killed at any point leaves a whole release or none: only directories without a manifest, which no
+reader lists and whose numbers are not used again.
 """
 
-import json
-import os
-import re
 import shutil
 import tempfile
 import time
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from feature_client.clock import to_iso
 from feature_client.contract import Contract
+from feature_client.durable import sync
 from feature_client.errors import RapportError
 from feature_client.release import (
+    MANIFEST,
     MODEL_NAME,
     RELEASE_NAME,
+    SIGNATURE,
     Manifest,
     Release,
     graph_file,
     read_release,
+    release_files,
     sha256,
 )
+from feature_client.repository import promote
+from feature_client.routes import change_route
 from feature_client.triton_config import config_pbtxt
+
+if TYPE_CHECKING:  # needs an extra, and only where releases are signed
+    from feature_client.signature import SigningKey
 
 
 class PublishError(RapportError):
@@ -48,8 +53,11 @@ class Artifacts:
     card: Path
 
 
-def publish(root: Path, contract: Contract, artifacts: Artifacts) -> Release:
-    """The next version of the contract's model, verified as readers verify it. No route changes."""
+def publish(root: Path, contract: Contract, artifacts: Artifacts, key: "SigningKey | None" = None) -> Release:
+    """The next version of the contract's model, signed where there is a key, and verified as readers verify it.
+
+    No route changes. Raises PublishError; ReleaseError for what no reader would take, which is then not published.
+    """
     if not MODEL_NAME.fullmatch(contract.model):
         raise PublishError(f"model name {contract.model!r}: use up to 64 of a-z, 0-9 and _")
     with _translated(root):
@@ -59,31 +67,18 @@ def publish(root: Path, contract: Contract, artifacts: Artifacts) -> Release:
         try:
             with tempfile.TemporaryDirectory(prefix=".staging-", dir=root) as staging:
                 _lay_out(Path(staging), name, contract, artifacts)
-                _commit(root, Path(staging), name, contract, version)
+                _write_manifest(Path(staging), name, contract, version, key)
+                release = read_release(Path(staging), contract.model, version, None if key is None else key.trusted)
+                _commit(root, Path(staging), name)
         except BaseException:
             _discard(root, name)
             raise
-        return read_release(root, contract.model, version)
+        return replace(release, root=root)
 
 
 def set_champion(root: Path, model: str, version: int) -> None:
-    """Points the model's route at `version`, atomically; everything else in routes.toml stays."""
-    path = root / "routes.toml"
-    with _translated(root):
-        try:
-            tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            tables = {}
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise PublishError(f"{path} cannot be read, so it is left alone: {exc}") from exc
-        if not all(isinstance(table, dict) for table in tables.values()):
-            raise PublishError(f"{path} has a key outside of any model's table, so it is left alone")
-        tables[model] = {**tables.get(model, {}), "champion": version}
-        sections = [
-            "\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())])
-            for name, table in tables.items()
-        ]
-        _write_atomically(path, ("\n\n".join(sections) + "\n").encode(), scratch=root)
+    """Points the model's route at `version`, and a rollback at the champion before it. Raises RoutesError."""
+    change_route(root, model, lambda route: promote(root, model, route, version))
 
 
 def _claim(root: Path, model: str) -> int:
@@ -110,42 +105,26 @@ def _lay_out(staging: Path, name: str, contract: Contract, artifacts: Artifacts)
     shutil.copyfile(artifacts.card, score / "card.md")
 
 
-def _commit(root: Path, staging: Path, name: str, contract: Contract, version: int) -> None:
-    directories = (f"{name}.explain", name)
-    files = [path for directory in directories for path in sorted((staging / directory).rglob("*")) if path.is_file()]
-    digests = {path.relative_to(staging).as_posix(): sha256(path) for path in files}
-    for path in files:
-        _sync(path)
-    for directory in directories:
-        (staging / directory).rename(root / directory)  # over the empty directory that claimed the number
+def _write_manifest(staging: Path, name: str, contract: Contract, version: int, key: "SigningKey | None") -> None:
+    digests = {file: sha256(staging / file) for file in release_files(name)}
     manifest = Manifest(contract.model, version, contract.digest, to_iso(time.time()), digests)
-    _sync(root)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    _write_atomically(root / name / "manifest.json", content, scratch=root)
+    (staging / name / MANIFEST).write_bytes(content)
+    if key is not None:
+        (staging / name / SIGNATURE).write_bytes(key.sign(content))
 
 
-def _write_atomically(path: Path, content: bytes, scratch: Path) -> None:
-    """The content is on the disk before its name is, so a crash shows the old file or the new one."""
-    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=scratch)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _commit(root: Path, staging: Path, name: str) -> None:
+    # Files, then the directories that name them: a release that is listed is whole even after a power cut.
+    for directory in (f"{name}.explain", name):
+        for path in sorted((staging / directory).rglob("*"), reverse=True):
+            sync(path)
+        sync(staging / directory)
+    (staging / f"{name}.explain").rename(root / f"{name}.explain")
+    sync(root)
+    # Over the empty directory that claimed the number; the manifest comes with it, so this is the commit.
+    (staging / name).rename(root / name)
+    sync(root)
 
 
 def _discard(root: Path, name: str) -> None:
@@ -160,18 +139,3 @@ def _translated(root: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise PublishError(f"cannot write to the model repository {root}: {exc.strerror or exc}") from exc
-
-
-def _toml(value: Any) -> str:
-    """The values that a route may hold: the standard library reads TOML but does not write it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value) if isinstance(value, str) else str(value)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

@@ -1,15 +1,19 @@
-"""A release once more, under another model's name: the same graphs, golden answers and card, without training."""
+"""A release once more, under another number or another model's name: the same graphs, golden answers and card."""
 
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
 from feature_client.contract import CONTRACT_KEY
-from feature_client.release import Release, graph_file, read_release
+from feature_client.release import RELEASE_NAME, Release, graph_file, read_release
 from feature_client.routes import read_routes
 from model_export.publish import Artifacts, PublishError, publish, set_champion
+
+if TYPE_CHECKING:  # needs an extra, and only where releases are signed
+    from feature_client.signature import SigningKey
 
 
 def republish(source: Path, target: Path, names: list[str]) -> list[Release]:
@@ -23,6 +27,19 @@ def republish(source: Path, target: Path, names: list[str]) -> list[Release]:
     [(model, route)] = routes.items()
     release = read_release(source, model, route.champion)
     return [_under_name(release, target, name) for name in names]
+
+
+def take_over(directory: Path, target: Path, key: "SigningKey | None" = None) -> Release:
+    """The release in `directory`, of any repository, as the next version of its model in `target`. No route changes.
+
+    key: signs it anew, for a signature holds for one number. Raises PublishError, ReleaseError.
+    """
+    match = RELEASE_NAME.fullmatch(directory.name)
+    if match is None:
+        raise PublishError(f"{directory} is not the directory of a release, as in models/engagement.3")
+    release = read_release(directory.parent, match[1], int(match[2]))
+    score, explain = (graph_file(graph) for graph in (release.directory, release.explain_directory))
+    return publish(target, release.contract, Artifacts(score, explain, release.golden, release.card), key)
 
 
 def _under_name(release: Release, target: Path, name: str) -> Release:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import start_http_server
@@ -11,22 +12,26 @@ from starlette.exceptions import HTTPException
 
 from feature_client.clock import replay_clock, wall_clock
 from feature_client.errors import RapportError
+from feature_client.mirror import Mirror, is_url
 from feature_client.online.reader import FeatureReader
 from feature_client.online.redis_reader import RedisReader
 from service.admission import Admission
 from service.auth import Keyring
-from service.backends import Backend
+from service.backends import Backend, infer_aside
 from service.endpoints import Endpoints, on_error
 from service.errors import TABLE
 from service.exchange import Exchanges, Observer
 from service.front import Front
 from service.logs import AccessLog
 from service.metrics import Metrics
+from service.oip import OpenInference, add_routes
+from service.oip_tensors import TensorScorer
 from service.openapi import KEY, Gateway, answers_of
 from service.predictor import Limits, Predictor
 from service.protocol import ModelList
 from service.releases import Releases
 from service.settings import Settings
+from service.shadow import Shadows
 
 
 def create_app(
@@ -38,19 +43,33 @@ def create_app(
 ) -> Front:
     """Production passes settings, a worker its metrics, tests other parts. Raises KeysError and RapportError."""
     metrics = metrics or Metrics()
+    # A shadow that reads for itself has a connection of its own: what goes wrong on it is nobody else's.
+    shadow_reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or (_triton(settings, metrics) if settings.backend == "triton" else _embedded(settings))
-    releases = Releases(settings.models, backend, metrics, grace_s=settings.max_deadline_ms / 1_000)
+    releases = _releases(settings, backend, metrics)
     lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
+    admission = Admission(lanes, metrics)
+    limits = Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight)
+    shadows = Shadows(
+        releases,
+        shadow_reader,
+        infer_aside(backend),
+        metrics,
+        settings.shadow_dir,
+        is_busy=lambda: admission.rows["predict"] > 0,
+    )
     predictor = Predictor(
         releases,
         reader,
         backend,
-        Admission(lanes, metrics),
+        admission,
         replay_clock(settings.as_of) if settings.as_of else wall_clock,
         metrics,
-        Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight),
+        limits,
+        shadows,
     )
+    tensors = TensorScorer(releases, backend, admission, metrics, limits)
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
     exchanges = Exchanges(metrics, AccessLog(enabled=settings.log_level in ("debug", "info")))
     endpoints = Endpoints(settings, keyring, releases, reader, backend, metrics, exchanges)
@@ -74,11 +93,15 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
             predictor.close()
+            tensors.close()
+            await shadows.close()
             await backend.close()
             await reader.close()
+            await shadow_reader.close()
             exchanges.close()
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
+    add_routes(routes, OpenInference(endpoints, predictor, tensors))
     return Front(Observer(routes, exchanges), settings, keyring, predictor, exchanges)
 
 
@@ -114,6 +137,18 @@ def _triton(settings: Settings, metrics: Metrics) -> Backend:
         settings.triton_batches_in_flight, settings.triton_timeout_ms / 1_000, settings.triton_instances
     )
     return TritonBackend(settings.triton_endpoints, limits, told)
+
+
+def _releases(settings: Settings, backend: Backend, metrics: Metrics) -> Releases:
+    trust = mirror = None
+    if settings.release_key is not None:
+        from feature_client.signature import TrustedKeys  # noqa: PLC0415  (an extra)
+
+        trust = TrustedKeys.read(settings.release_key)
+    if settings.models_cache is not None and is_url(str(settings.models)):
+        mirror = Mirror(str(settings.models), settings.models_cache, trust)
+    root = mirror.root if mirror else Path(settings.models)
+    return Releases(root, backend, metrics, settings.max_deadline_ms / 1_000, trust, mirror)
 
 
 def _embedded(settings: Settings) -> Backend:

@@ -1,7 +1,7 @@
 """A request's body: read within its limits, and decoded into a type of protocol.py."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Container, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -13,9 +13,15 @@ Body = TypeVar("Body")
 JSON = b"application/json"
 
 
-async def read(headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+async def read(
+    headers: Mapping[bytes, bytes],
+    receive: Receive,
+    max_bytes: int,
+    timeout_s: float,
+    media_types: Container[bytes] = (JSON,),
+) -> bytes:
     """The body. Raises UnsupportedMediaType, BodyTooLarge, SlowBody, ClientGone."""
-    check_type(headers)
+    check_type(headers, media_types)
     # Mostly it is there already, and needs no timer.
     message = poll(receive)
     if message is None or message.get("more_body", False):
@@ -27,10 +33,10 @@ async def read(headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int,
     return body
 
 
-def check_type(headers: Mapping[bytes, bytes]) -> None:
+def check_type(headers: Mapping[bytes, bytes], media_types: Container[bytes] = (JSON,)) -> None:
     """Raises UnsupportedMediaType."""
     media_type = headers.get(b"content-type", b"")
-    if media_type != JSON and media_type.partition(b";")[0].strip().lower() != JSON:
+    if media_type != JSON and media_type.partition(b";")[0].strip().lower() not in media_types:
         raise UnsupportedMediaType("send Content-Type: application/json")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("send the body uncompressed")

@@ -1,11 +1,13 @@
 """The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
 
+import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from feature_client.errors import RapportError
+from service.release_commands import Json, Models, local_repository, read_signing_key
+from service.release_commands import app as releases
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 events = typer.Typer(no_args_is_help=True, help="Raw customer events: make them, or bring your own.")
@@ -23,6 +27,7 @@ app.add_typer(events, name="events")
 app.add_typer(features, name="features")
 app.add_typer(keys, name="keys")
 app.add_typer(triton, name="triton")
+app.add_typer(releases, name="release")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
@@ -36,6 +41,12 @@ AsOf = Annotated[str | None, typer.Option(help="The instant to compute for, ISO 
 Customers = Annotated[int, typer.Option(min=100, help="How many customers to make up.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Data = Annotated[Path | None, typer.Option(help="A file of events. Default: generated events.")]
+
+
+class Runtime(StrEnum):
+    EMBEDDED = "embedded"
+    TRITON = "triton"
+
 
 DEFAULT_HOME = Path(".rapport")
 DEFAULT_WORKSPACE = DEFAULT_HOME / "generated"
@@ -61,10 +72,14 @@ def up(
     customers: Customers = DEFAULT_CUSTOMERS,
     seed: Seed = 0,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")] = 8080,
+    backend: Annotated[
+        Runtime,
+        typer.Option(help="What runs models: ONNX Runtime inside the gateway, or a real Triton beside it."),
+    ] = Runtime.EMBEDDED,
 ) -> None:
     """Everything, from events to a gateway that answers, until Ctrl-C."""
     module = _extra("service.up", "local")
-    module.up(module.Request(home, data, customers, seed, port))
+    module.up(module.Request(home, data, customers, seed, port, backend.value))
 
 
 @app.command()
@@ -219,6 +234,37 @@ def republish(
         print(f"published {release.name}")  # noqa: T201
 
 
+@releases.command("publish")
+def release_publish(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    models: Models = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A release of another repository, as in /there/models/engagement.3, to take over."),
+    ] = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(envvar="RAPPORT_SIGNING_KEY", help="A private key, of `rapport release keygen`: sign with it."),
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
+    place = _workspace(workspace)
+    root = place.models if models is None else local_repository(models)
+    key = None if sign_with is None else read_signing_key(sign_with)
+    published = (
+        _export("pipeline").publish_unrouted(place, root, key)
+        if source is None
+        else _export("republish").take_over(source, root, key)
+    )
+    model, version = published.manifest.model, published.manifest.version
+    if as_json:
+        print(json.dumps({"models": str(root), "model": model, "version": version}))  # noqa: T201
+        return
+    print(f"published {published.name} in {root}; nobody is sent to it yet")  # noqa: T201
+    print(f"next: rapport release load {model} {version} --models {root}")  # noqa: T201
+
+
 @app.command()
 def redis(
     directory: Annotated[Path, typer.Argument(help="Where it keeps its log and, if persistent, its data.")],
@@ -261,9 +307,9 @@ def triton_serve(
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of its metrics. Default: off.")] = None,
 ) -> None:
     """A real tritonserver on loopback, until Ctrl-C; its address is the only line of stdout. No model is loaded."""
-    with _extra("service.local_triton", "triton").LocalTriton(
-        directory, port, models=models, http_port=http_port, metrics_port=metrics_port
-    ) as server:
+    from service.local_triton import LocalTriton  # noqa: PLC0415  (other commands start no server)
+
+    with LocalTriton(directory, port, models=models, http_port=http_port, metrics_port=metrics_port) as server:
         print(server.address, flush=True)  # noqa: T201
         with suppress(KeyboardInterrupt):
             while server.is_running:

@@ -15,8 +15,8 @@ from service.backends import Backend
 from service.errors import MethodNotAllowed, NotFound
 from service.exchange import Exchange, Exchanges, problem_response
 from service.metrics import Metrics
-from service.protocol import ModelList, ModelSummary
-from service.releases import Releases
+from service.protocol import CanarySummary, ModelList, ModelSummary
+from service.releases import Releases, Served
 from service.settings import Settings
 
 
@@ -33,32 +33,21 @@ class Endpoints:
 
     async def models(self, request: Request) -> Response:
         """What is served: models, their champion and loaded versions, their tasks."""
-        self._enter(request, "/v1/models", "predict")
-        return _json(
-            ModelList(
-                [
-                    ModelSummary(
-                        model=model,
-                        champion=served.champion.release.version,
-                        versions=sorted(served.versions, key=int),
-                        tasks=list(served.champion.release.contract.task_names),
-                    )
-                    for model, served in self.releases.served.items()
-                ]
-            )
-        )
+        self.enter(request, "/v1/models", "predict")
+        return json_response(ModelList([_summary(model, served) for model, served in self.releases.served.items()]))
 
     async def model(self, request: Request) -> Response:
         """The champion's contract and model card, and the route that names it."""
-        self._enter(request, "/v1/models/{model}", "predict")
-        served, loaded = self.releases.resolve(request.path_params["model"], None)
-        card = await asyncio.to_thread(loaded.release.card.read_text, "utf-8")
-        return _json({"route": served.route, "contract": loaded.release.contract, "card": card})
+        self.enter(request, "/v1/models/{model}", "predict")
+        served = self.releases.find(request.path_params["model"])
+        release = served.champion.release
+        card = await asyncio.to_thread(release.card.read_text, "utf-8")
+        return json_response({"route": served.route, "contract": release.contract, "card": card})
 
     async def livez(self, request: Request) -> Response:
         """200 while the process answers."""
         Exchange.of(request).route = "/livez"
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def readyz(self, request: Request) -> Response:
         """200 once a release gave its golden answers and the store answered once; later outages are in the body."""
@@ -73,19 +62,20 @@ class Endpoints:
         body = {
             "ready": ready,
             "release": "loaded" if self.releases.served else "not loaded",
-            "last_reload": "failed" if self.releases.failure or self.releases.standby_failure else "ok",
+            "last_reload": "failed" if self.releases.failures else "ok",
             "feature_store": store,
             "backend": "ok" if self.backend.available else "unavailable",
         }
-        return _json(body, 200 if ready else 503)
+        return json_response(body, 200 if ready else 503)
 
     async def exposition(self, request: Request) -> Response:
         """Prometheus metrics; with keys configured, for the scope admin."""
-        self._enter(request, "/metrics", "admin")
+        self.enter(request, "/metrics", "admin")
         self.exchanges.settle()
         return PlainTextResponse(self.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
-    def _enter(self, request: Request, route: str, scope: str) -> Exchange:
+    def enter(self, request: Request, route: str, scope: str) -> Exchange:
+        """Lets the request in. Raises Unauthenticated, Forbidden, QuotaExceeded."""
         exchange = Exchange.of(request)
         exchange.route = route
         authorization = request.headers.get("authorization")
@@ -96,12 +86,26 @@ class Endpoints:
 async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for every exception; the statuses are in errors.py."""
     exchange = Exchange.of(request)
+    open_inference = f"{request.scope['path']}/".startswith("/v2/")
     if not isinstance(error, HTTPException):
-        return problem_response(error, exchange)
-    response = problem_response(MethodNotAllowed() if error.status_code == 405 else NotFound(), exchange)
+        return problem_response(error, exchange, open_inference=open_inference)
+    refusal = MethodNotAllowed() if error.status_code == 405 else NotFound()
+    response = problem_response(refusal, exchange, open_inference=open_inference)
     response.headers.update(error.headers or {})
     return response
 
 
-def _json(body: Any, status: int = 200) -> Response:
+def _summary(model: str, served: Served) -> ModelSummary:
+    canary = served.canary and served.route.canary
+    return ModelSummary(
+        model=model,
+        champion=served.champion.release.version,
+        canary=CanarySummary(str(canary.version), canary.percent) if canary else None,
+        shadow=[loaded.release.version for loaded in served.shadows],
+        versions=sorted(served.versions, key=int),
+        tasks=list(served.champion.release.contract.task_names),
+    )
+
+
+def json_response(body: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -137,8 +137,11 @@ class Exchanges:
         self.settle()
 
 
-def problem_response(error: Exception, exchange: Exchange) -> Response:
-    """The problem+json of `error`; a defect is logged with its trace, and its trace stays in the log."""
+def problem_response(error: Exception, exchange: Exchange, *, open_inference: bool = False) -> Response:
+    """The problem+json of `error`; a defect is logged with its trace, and its trace stays in the log.
+
+    open_inference: for clients of /v2, which look for the member `error`, and some for it in application/json only.
+    """
     entry, problem = problem_of(error, exchange.request_id)
     exchange.code = entry.code
     if entry.status >= 500:
@@ -148,7 +151,10 @@ def problem_response(error: Exception, exchange: Exchange) -> Response:
             exc_info=error if entry.status == 500 else None,
             extra={"request_id": exchange.request_id, "code": entry.code, "reason": str(error)},
         )
-    response = Response(msgspec.json.encode(problem), entry.status, media_type="application/problem+json")
+    media_type = "application/problem+json"
+    if open_inference:
+        media_type, problem.error = "application/json", problem.detail
+    response = Response(msgspec.json.encode(problem), entry.status, media_type=media_type)
     if entry.retry_after_s is not None:
         response.headers["Retry-After"] = str(entry.retry_after_s)
     if entry.status == 401:

@@ -88,7 +88,7 @@ class Front:
     def take(self, exchange: Exchange, headers: Headers, body: bytes, done: Done) -> None:
         """`predict` for direct.py, which has no coroutine to wait in: `done` gets the answer, or the error.
 
-        Raises whatever `predict` would raise before it waits, and NotDirect.
+        Raises whatever `predict` would raise before it waits, NotDirect and SeveralArms.
         """
         exchange.route = "/v1/predict"
         exchange.key = self.keyring.check(headers.get(b"authorization"), "predict")

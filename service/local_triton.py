@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
-import grpc  # type: ignore[import-untyped]
 import msgspec
 
 from feature_client.errors import RapportError
@@ -63,6 +63,8 @@ class LocalTriton:
         self._task: Task | None = None
 
     def __enter__(self) -> "LocalTriton":
+        if find_spec("grpc") is None:
+            raise RapportError("grpc is not installed: pip install 'rapport[triton]'")
         installation = self.installation or find()
         (self.directory / "models").mkdir(parents=True, exist_ok=True)
         for port in self._wanted:
@@ -114,6 +116,11 @@ class LocalTriton:
     def log(self) -> Path:
         return self.directory / "triton.log"
 
+    @property
+    def shared_memory(self) -> str:
+        """How the names of its regions start. Of our own, so that they can be tidied up, by the next one if need be."""
+        return f"rapport_{hashlib.sha256(str(self.directory).encode()).hexdigest()[:16]}"
+
     def python_processes(self) -> list[int]:
         """Ids of the processes that execute models, one for each loaded instance."""
         children = Path(f"/proc/{self.pid}/task").glob("*/children")
@@ -135,7 +142,8 @@ class LocalTriton:
             if not self.is_running:
                 raise RapportError(f"tritonserver did not start: {self._last_words()}")
             with suppress(RapportError):  # between two, for a moment
-                if _answers(self.address, self.pid):
+                # The other two listen a moment later.
+                if _answers(self.address, self.pid) and not any(map(_is_free, self._ports)):
                     return
             time.sleep(PROBE_INTERVAL_S)
         raise RapportError(f"tritonserver was not ready after {timeout_s:.0f} s: {self._last_words()}")
@@ -152,7 +160,6 @@ class LocalTriton:
 
     def _start(self, installation: Installation) -> None:
         self._task = task = self._make_task(installation)
-        task.ready_mark.unlink(missing_ok=True)
         command = [sys.executable, "-m", "service.triton_supervisor", msgspec.json.encode(task).decode()]
         # Appended to, in one place, by each that runs in this directory.
         with self.log.open("ab") as log:
@@ -169,14 +176,12 @@ class LocalTriton:
         task.ready_mark.touch()
 
     def _make_task(self, installation: Installation) -> Task:
-        # Python processes map their memory by name: names of our own can be tidied up, by the next one if need be.
-        shared_memory = f"rapport_{hashlib.sha256(str(self.directory).encode()).hexdigest()[:16]}"
         backends = self._lay_out(installation)
         command = [
             str(installation.server),
             f"--model-repository={self.models}",
             f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={shared_memory}",
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
             # A model is loaded when it is told to, never because a file appeared; and as its configuration says.
             "--model-control-mode=explicit",
             "--disable-auto-complete-config",
@@ -188,7 +193,7 @@ class LocalTriton:
         ]
         scratch = str(self.directory / "scratch")
         return Task(
-            command, installation.environment() | {"TMPDIR": scratch}, str(self.directory), shared_memory,
+            command, installation.environment() | {"TMPDIR": scratch}, str(self.directory), self.shared_memory,
             os.getpid(), EXIT_TIMEOUT_S,
         )  # fmt: skip
 
@@ -235,6 +240,8 @@ class LocalTriton:
 
 def _answers(address: str, pid: int) -> bool:
     """Whether this very process is ready, by Triton's own protocol."""
+    import grpc  # type: ignore[import-untyped]  # noqa: PLC0415  (of an extra)
+
     service = "/inference.GRPCInferenceService"
     # Without what grpc shares between channels: one that failed would make the next wait.
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:

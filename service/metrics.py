@@ -65,6 +65,14 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._reload_failures = counter("rapport_reload_failures", "Releases or routes that could not be loaded")
+        self._shadow = counter(
+            "rapport_shadow_rows", "Rows that a shadow got to see, by what came of it", ["model", "version", "outcome"]
+        )
+        self._shadow_unwritten = counter(
+            "rapport_shadow_unwritten_rows",
+            "Rows that a shadow scored and that could not be kept",
+            ["model", "version"],
+        )
         self._loaded: set[tuple[str, str, str, str]] = set()
         self._ages: dict[str, list[HistogramTally]] = {}  # contract digest -> one a view
         self._tasks: dict[tuple[str, str], list[HistogramTally]] = {}  # contract digest, version -> one a task
@@ -95,7 +103,7 @@ class Metrics:
         self._reload_failures.inc()
 
     def releases(self, loaded: list[tuple[Release, str]]) -> None:
-        """`loaded`: every release with its role, champion or standby; what was loaded before becomes 0."""
+        """`loaded`: every release with its role: champion, canary, shadow, standby; what was before becomes 0."""
         # Set, not removed: removing a series is not possible where several workers share their metrics.
         labels = {
             (release.manifest.model, release.version, release.contract.digest[:12], role) for release, role in loaded
@@ -105,6 +113,13 @@ class Metrics:
         for label in labels:
             self._release.of(*label).set(1)
         self._loaded |= labels
+
+    def shadow(self, release: Release, outcome: str, rows: int) -> None:
+        """outcome: scored, dropped (no time for them), failed, incomparable (asked what the shadow does not know)."""
+        self._shadow.of(release.manifest.model, release.version, outcome).inc(rows)
+
+    def shadow_unwritten(self, release: Release, rows: int) -> None:
+        self._shadow_unwritten.of(release.manifest.model, release.version).inc(rows)
 
     def features(self, contract: Contract, encoded: Encoded, view_ages: npt.NDArray[np.float64]) -> None:
         """What one batch read. view_ages: [rows, views] in seconds, NaN where the view has no row."""

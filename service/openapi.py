@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from service import protocol
+from service import oip_protocol, protocol
 from service.errors import INTERNAL, TABLE
 
 COMPONENTS = (
@@ -14,6 +14,10 @@ COMPONENTS = (
     protocol.PredictResponse,
     protocol.ModelList,
     protocol.Problem,
+    oip_protocol.InferRequest,
+    oip_protocol.InferResponse,
+    oip_protocol.ServerMetadata,
+    oip_protocol.ModelMetadata,
 )
 
 
@@ -61,7 +65,7 @@ def _post(summary: str, description: str, request: type, example: dict[str, Any]
         "responses": {str(status): answer for status, answer in answers.items()},
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _reference(request), "example": example}},
+            "content": {"application/json": {"schema": reference(request), "example": example}},
         },
         **KEY,
         "parameters": [
@@ -72,20 +76,20 @@ def _post(summary: str, description: str, request: type, example: dict[str, Any]
     }
 
 
-def answers_of(response: type) -> dict[int | str, dict[str, Any]]:
+def answers_of(response: type, problems_as: str = "application/problem+json") -> dict[int | str, dict[str, Any]]:
     """`responses` of an endpoint: its answer, and every problem that the table of errors holds."""
     statuses: dict[int, list[str]] = {}
     for entry in [*TABLE.values(), INTERNAL]:
         statuses.setdefault(entry.status, []).append(f"`{entry.code}`: {entry.title}")
-    problem = {"application/problem+json": {"schema": _reference(protocol.Problem)}}
+    problem = {problems_as: {"schema": reference(protocol.Problem)}}
     problems: dict[int | str, dict[str, Any]] = {
         status: {"description": "; ".join(lines), "content": problem}
         for status, lines in sorted(statuses.items())
         if status != 499  # nobody is left to read it
     }
-    answer = {"description": "The answer", "content": {"application/json": {"schema": _reference(response)}}}
+    answer = {"description": "The answer", "content": {"application/json": {"schema": reference(response)}}}
     return {200: answer, **problems}
 
 
-def _reference(kind: type) -> dict[str, str]:
+def reference(kind: type) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}

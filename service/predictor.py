@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feature_client.clock import Clock
-from feature_client.online.reader import FeatureReader
-from feature_client.schema import Override
+from feature_client.online.reader import EntityError, FeatureReader
+from feature_client.schema import Override, OverrideError
 from service.admission import Admission
 from service.answers import explanations_of
 from service.asker import Asker
@@ -15,11 +15,14 @@ from service.backends import Backend
 from service.coalescer import Coalescer
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.metrics import Metrics
-from service.protocol import MAX_EXPLAINED, ExplainRequest, PredictRequest, PredictResponse
-from service.releases import Loaded, Releases, Served
+from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
+from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
+from service.shadow import Shadows
 
 Done = Callable[[PredictResponse | Exception], None]
+Answered = tuple[Arm, Sequence[Scored]]
+"""An arm of a request, and what its batches found for it."""
 
 EXPLAINED_SLICE_ROWS = 8
 """Entities that one request adds to a batch of explanations: a quarter of the largest request."""
@@ -44,6 +47,7 @@ class Predictor:
         clock: Clock,
         metrics: Metrics,
         limits: Limits,
+        shadows: Shadows | None = None,
     ) -> None:
         self.releases = releases
         self.reader = reader
@@ -52,54 +56,54 @@ class Predictor:
         self.clock = clock
         self.metrics = metrics
         self.limits = limits
-        self.queues: dict[str, Coalescer[Work, Scored]] = {}
+        self.shadows = shadows
+        self.queues: dict[str, tuple[Loaded, Coalescer[Work, Scored]]] = {}  # graph -> whose it is, and its queue
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, loaded = self._resolve(request, asker)
+        served, arms = self._arms(request, asker)
         if request.explain is None:
-            return _response(loaded, await self._score(served, loaded, "predict", request, asker), asker)
+            return _response(await self._score(served, arms, "predict", request, asker), asker)
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
         try:
-            parts = await self._score(served, loaded, "explain", request, asker)
+            answered = await self._score(served, arms, "explain", request, asker)
         except Overloaded:
             # Reasons are shed first: the scores still come.
-            response = _response(loaded, await self._score(served, loaded, "predict", request, asker), asker)
+            response = _response(await self._score(served, arms, "predict", request, asker), asker)
             for prediction in response.predictions:
                 prediction.explanations = None
             return response
-        _explain(loaded, parts, loaded.release.contract.task_names, request.explain)
-        return _response(loaded, parts, asker)
+        for (loaded, _), parts in answered:
+            _explain(loaded, parts, loaded.release.contract.task_names, request.explain)
+        return _response(answered, asker)
 
     async def explain(self, request: ExplainRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, loaded = self._resolve(request, asker)
-        known = loaded.release.contract.task_names
-        for position, task in enumerate(request.tasks or ()):
-            if task not in known:
-                raise InvalidRequest(f"tasks[{position}]: not a task of this model")
-        parts = await self._score(served, loaded, "explain", request, asker)
-        _explain(loaded, parts, request.tasks or known, request.top)
-        return _response(loaded, parts, asker)
+        served, arms = self._arms(request, asker)
+        for loaded, _ in arms:
+            known = loaded.release.contract.task_names
+            for position, task in enumerate(request.tasks or ()):
+                if task not in known:
+                    raise InvalidRequest(f"tasks[{position}]: not a task of this model")
+        answered = await self._score(served, arms, "explain", request, asker)
+        for (loaded, _), parts in answered:
+            _explain(loaded, parts, request.tasks or loaded.release.contract.task_names, request.top)
+        return _response(answered, asker)
 
     def close(self) -> None:
-        for queue in self.queues.values():
+        for _, queue in self.queues.values():
             queue.close()
-
-    def _resolve(self, request: PredictRequest | ExplainRequest, asker: Asker) -> tuple[Served, Loaded]:
-        served, loaded = self.releases.resolve(request.model, request.version)
-        asker.model = loaded.release.contract.model
-        asker.rows = len(request.entities)
-        return served, loaded
 
     def start(self, request: PredictRequest, asker: Asker, done: Done) -> None:
         """`predict` without reasons, for who has no coroutine to wait in: `done` gets the answer, or the error.
 
-        Raises whatever `predict` would raise before it waits.
+        Raises whatever `predict` would raise before it waits, and SeveralArms.
         """
-        served, loaded = self._resolve(request, asker)
-        queue, work = self._admit(served, loaded, "predict", request, asker)
+        served, arms = self._arms(request, asker)
+        if len(arms) > 1:
+            raise SeveralArms
+        [(queue, work)] = self._admit(served, arms, "predict", request, asker)
 
         def finish(answer: "asyncio.Future[Sequence[Scored]]") -> None:
             self.admission.leave("predict", len(work))
@@ -109,7 +113,7 @@ class Predictor:
                 done(exc)
             else:
                 _note(parts, asker)
-                done(_response(loaded, parts, asker))
+                done(_response([(arms[0], parts)], asker))
 
         try:
             queue.enter(work, asker).answer.add_done_callback(finish)
@@ -117,46 +121,107 @@ class Predictor:
             self.admission.leave("predict", len(work))
             raise
 
+    def _arms(self, request: PredictRequest | ExplainRequest, asker: Asker) -> tuple[Served, list[Arm]]:
+        served = self.releases.find(request.model)
+        arms = served.arms(request.entities, request.version)
+        asker.model = served.champion.release.contract.model
+        asker.rows = len(request.entities)
+        return served, arms
+
     async def _score(
-        self, served: Served, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, asker: Asker
-    ) -> Sequence[Scored]:
-        queue, work = self._admit(served, loaded, lane, request, asker)
+        self,
+        served: Served,
+        arms: Sequence[Arm],
+        lane: str,
+        request: PredictRequest | ExplainRequest,
+        asker: Asker,
+    ) -> list[Answered]:
+        places = self._admit(served, arms, lane, request, asker)
         try:
-            parts = await queue.submit(work, asker)
+            if len(places) == 1:
+                [(queue, work)] = places
+                parts = [await queue.submit(work, asker)]
+            else:
+                parts = await _all([queue.submit(work, asker) for queue, work in places])
         finally:
-            self.admission.leave(lane, len(work))
-        _note(parts, asker)
-        return parts
+            self.admission.leave(lane, asker.rows)
+        _note([part for of_arm in parts for part in of_arm], asker)
+        return list(zip(arms, parts, strict=True))
 
     def _admit(
-        self, served: Served, loaded: Loaded, lane: str, request: PredictRequest | ExplainRequest, asker: Asker
-    ) -> tuple[Coalescer[Work, Scored], Work]:
-        """Whoever is admitted leaves, whatever happens. Raises EntityError, OverrideError, Overloaded."""
+        self,
+        served: Served,
+        arms: Sequence[Arm],
+        lane: str,
+        request: PredictRequest | ExplainRequest,
+        asker: Asker,
+    ) -> list[tuple[Coalescer[Work, Scored], Work]]:
+        """A queue and the work in it for each arm. Whoever is admitted leaves, whatever happens.
+
+        Raises EntityError, OverrideError, Overloaded.
+        """
         # Before anything is batched: one request's mistake must not become its neighbours' error.
         overrides = _overrides(request)
-        keys = loaded.plan.keys(request.entities)
-        if overrides is not None:
-            loaded.release.contract.schema.check_overrides(overrides)
-        self.admission.enter(lane, len(keys))
+        rejects_unknown = served.route.unknown == "reject"
+        work = [(loaded, _work(loaded, rows, request, overrides, rejects_unknown)) for loaded, rows in arms]
+        self.admission.enter(lane, asker.rows)
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
-        return self._queue(loaded, lane), Work(request.entities, keys, overrides, served.route.unknown == "reject")
+        return [(self._queue(loaded, lane), part) for loaded, part in work]
 
     def _queue(self, loaded: Loaded, lane: str) -> Coalescer[Work, Scored]:
         explains = lane == "explain"
         name = loaded.release.explain_name if explains else loaded.release.name
-        queue = self.queues.get(name)
-        if queue is None:
+        owner, queue = self.queues.get(name, (None, None))
+        # What a release reads changes with its neighbours: whoever waits in the queue before goes on in there.
+        if queue is None or owner is not loaded:
             live = self.releases.graphs()
-            self.queues = {graph: queue for graph, queue in self.queues.items() if graph in live}
-            queue = self.queues[name] = Coalescer(
-                Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics).score,
+            self.queues = {graph: entry for graph, entry in self.queues.items() if graph in live}
+            queue = Coalescer(
+                Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics, self.shadows).score,
                 max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
                 slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
                 in_flight=self.limits.batches_in_flight,
             )
+            self.queues[name] = loaded, queue
         return queue
+
+
+async def _all(answers: Iterable[Awaitable[Sequence[Scored]]]) -> list[Sequence[Scored]]:
+    """Raises the first error, once all have an answer: nothing of a request goes on behind its back."""
+    found = await asyncio.gather(*answers, return_exceptions=True)
+    if errors := [one for one in found if isinstance(one, BaseException)]:
+        raise errors[0]
+    return [one for one in found if not isinstance(one, BaseException)]
+
+
+class SeveralArms(Exception):
+    """A request whose entities several releases answer."""
+
+
+def _work(
+    loaded: Loaded,
+    rows: Sequence[int] | None,
+    request: PredictRequest | ExplainRequest,
+    overrides: Sequence[Mapping[str, Override]] | None,
+    rejects_unknown: bool,  # noqa: FBT001  (a policy, handed on)
+) -> Work:
+    """What `loaded` answers of a request: these rows of it, or all. Raises EntityError and OverrideError, of the
+    request's row."""
+    entities: Sequence[dict[str, str]] = request.entities
+    if rows is not None:
+        entities = [entities[row] for row in rows]
+        overrides = None if overrides is None else [overrides[row] for row in rows]
+    try:
+        keys = loaded.plan.keys(entities)
+        if overrides is not None:
+            loaded.release.contract.schema.check_overrides(overrides)
+    except (EntityError, OverrideError) as exc:
+        if rows is not None:
+            exc.row = rows[exc.row]
+        raise
+    return Work(entities, keys, overrides, rejects_unknown, is_routed=request.version is None)
 
 
 def _note(parts: Sequence[Scored], asker: Asker) -> None:
@@ -183,11 +248,18 @@ def _explain(loaded: Loaded, parts: Sequence[Scored], tasks: Sequence[str], top:
             )
 
 
-def _response(loaded: Loaded, parts: Sequence[Scored], asker: Asker) -> PredictResponse:
+def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:
     """as_of: of the first slice; those of a large request are milliseconds apart."""
+    (loaded, rows), parts = answered[0]
     predictions = parts[0].predictions
     if len(parts) > 1:
         predictions = [prediction for part in parts for prediction in part.predictions]
+    if rows is not None:
+        placed: dict[int, Prediction] = {}
+        for arm, parts_of_arm in answered:
+            found = (prediction for part in parts_of_arm for prediction in part.predictions)
+            placed |= zip(arm.rows or (), found, strict=True)
+        predictions = [placed[row] for row in range(len(placed))]
     return PredictResponse(loaded.release.contract.model, asker.request_id, parts[0].as_of, predictions)
 
 

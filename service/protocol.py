@@ -1,4 +1,4 @@
-"""The HTTP bodies of API v1. Changing this file changes the public API."""
+"""The HTTP bodies of API v1; those of /v2 are in oip_protocol.py. Changing them changes the public API."""
 
 from typing import Annotated
 
@@ -102,9 +102,18 @@ class PredictResponse(msgspec.Struct):
     predictions: list[Prediction]
 
 
+class CanarySummary(msgspec.Struct):
+    version: str
+    percent: float
+
+
 class ModelSummary(msgspec.Struct):
+    """versions: all that are loaded, and may be asked for."""
+
     model: str
     champion: str
+    canary: CanarySummary | None
+    shadow: list[str]
     versions: list[str]
     tasks: list[str]
 
@@ -114,7 +123,10 @@ class ModelList(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """RFC 9457, application/problem+json. `code` is stable; `detail` says where in the request, never what was sent."""
+    """RFC 9457, application/problem+json. `code` is stable; `detail` says where in the request, never what was sent.
+
+    error: `detail` again, under /v2 only, where the Open Inference Protocol has it.
+    """
 
     type: str
     title: str
@@ -122,3 +134,4 @@ class Problem(msgspec.Struct):
     code: str
     detail: str
     request_id: str
+    error: str | msgspec.UnsetType = msgspec.UNSET

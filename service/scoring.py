@@ -9,14 +9,16 @@ import numpy as np
 
 from feature_client.clock import Clock, to_iso
 from feature_client.golden import Tensors
+from feature_client.online.plan import ReadPlan
 from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
-from feature_client.schema import Encoded, FeatureBatch, Override
+from feature_client.schema import BoolArray, Encoded, FeatureBatch, Override
 from service.answers import AnswerWriter, withhold
 from service.backends import Backend, check_outputs
 from service.errors import DeadlineExceeded
 from service.metrics import Metrics
 from service.protocol import Prediction
 from service.releases import Loaded
+from service.shadow import Shadows
 
 NO_OVERRIDES: Mapping[str, Override] = {}
 
@@ -27,20 +29,22 @@ TIMER_S = 0.005
 class Work(msgspec.Struct, frozen=True):
     """What one request adds to a batch: entities, a key each and, where there are any, a mapping of overrides each.
 
-    rejects_unknown: the route's policy; such an entity gets no score.
+    rejects_unknown: the route's policy; such an entity gets no score. is_routed: the route chose the version, and not
+    the request: such rows are shown to shadows.
     """
 
     entities: Sequence[dict[str, str]]
     keys: Sequence[EntityKey]
     overrides: Sequence[Mapping[str, Override]] | None
     rejects_unknown: bool
+    is_routed: bool = True
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def part(self, rows: slice) -> "Work":
         overrides = None if self.overrides is None else self.overrides[rows]
-        return Work(self.entities[rows], self.keys[rows], overrides, self.rejects_unknown)
+        return Work(self.entities[rows], self.keys[rows], overrides, self.rejects_unknown, self.is_routed)
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -68,7 +72,9 @@ class Scorer:
         backend: Backend,
         clock: Clock,
         metrics: Metrics,
+        shadows: Shadows | None = None,
     ) -> None:
+        self.loaded = loaded
         self.contract = loaded.release.contract
         self.version = loaded.release.version
         self.explains = name == loaded.release.explain_name
@@ -78,6 +84,7 @@ class Scorer:
         self.backend = backend
         self.clock = clock
         self.metrics = metrics
+        self.shadows = shadows
         self.writer = AnswerWriter(self.contract, self.version)
 
     async def score(
@@ -89,9 +96,13 @@ class Scorer:
         as_of = self.clock()
         keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
         self.metrics.batch("infer", len(keys))
-        stored = await self._fetch(keys, seconds)
+        shadowing = None if self.shadows is None or self.explains else self.shadows.of(self.loaded)
+        stored = await self._fetch(self.plan if shadowing is None else shadowing.plan, keys, seconds)
         has_read()
-        encoded = self.contract.schema.encode(stored, as_of, _overrides(batch))
+        if shadowing is not None:
+            stored = shadowing.champions(stored, keys)
+        overrides = _overrides(batch)
+        encoded = self.contract.schema.encode(stored, as_of, overrides)
         self.metrics.features(self.contract, encoded, as_of - stored.event_times)
         read = time.monotonic()
         try:
@@ -101,14 +112,18 @@ class Scorer:
         check_outputs(self.name, outputs, self.contract.outputs(len(keys), explained=self.explains))
         inferred = time.monotonic()
         stages = {"features": read - started, "infer": inferred - read}
-        answers = self._answers(batch, stored, encoded, outputs, to_iso(as_of), stages)
+        eligible = self.contract.eligible(encoded)
+        answers = self._answers(batch, stored, encoded, outputs, eligible, to_iso(as_of), stages)
         stages["encode"] = time.monotonic() - inferred
+        if shadowing is not None:
+            rows = _shadowed(batch, answers)
+            shadowing.offer(keys, overrides, as_of, encoded, outputs["scores"], eligible, rows)
         return answers
 
-    async def _fetch(self, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
+    async def _fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
         started = time.monotonic()
         try:
-            stored = await self.reader.fetch(self.plan, keys, seconds)
+            stored = await self.reader.fetch(plan, keys, seconds)
         except FeatureStoreUnavailable as exc:
             if time.monotonic() - started >= seconds - TIMER_S:
                 # It was the requests' own time that ran out: nothing is known of the store.
@@ -124,11 +139,12 @@ class Scorer:
         stored: FeatureBatch,
         encoded: Encoded,
         outputs: Tensors,
+        eligible: BoolArray,
         as_of: str,
         stages: Mapping[str, float],
     ) -> list[Scored | Exception]:
         entities = [entity for work in batch for entity in work.entities]
-        scores, eligible = outputs["scores"], self.contract.eligible(encoded)
+        scores = outputs["scores"]
         predictions = self.writer.predictions(entities, encoded, scores, eligible)
         answers: list[Scored | Exception] = []
         answered: list[slice] = []
@@ -152,6 +168,16 @@ class Scorer:
         statuses = [prediction.status for prediction in predictions]
         self.metrics.predictions(self.contract, self.version, statuses, scores, eligible)
         return answers
+
+
+def _shadowed(batch: Sequence[Work], answers: Sequence[Scored | Exception]) -> list[int]:
+    """Rows of the batch that were scored, by the route's choice."""
+    rows: list[int] = []
+    for work, answer in zip(batch, answers, strict=True):
+        if work.is_routed and isinstance(answer, Scored):
+            given = enumerate(answer.predictions, start=answer.first)
+            rows += [row for row, prediction in given if prediction.scores is not None]
+    return rows
 
 
 def _overrides(batch: Sequence[Work]) -> Sequence[Mapping[str, Override]] | None:

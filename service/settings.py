@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feature_client.mirror import is_url
 from feature_client.triton_config import SCORE_MAX_ROWS
 
 ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
@@ -29,7 +30,21 @@ class Settings(BaseSettings):
         description="Processes that answer, on one port: the CPU limit of the container, rounded down, and 1 below 2. "
         "Limits that count something (quotas of keys, max_inflight_*) hold in each worker alone.",
     )
-    models: Path = Field(Path("models"), description="The model repository: releases and routes.toml.")
+    models: str | Path = Field(
+        "models",
+        description="The model repository, releases and routes.toml: a path, or an address in object storage "
+        "(s3://bucket/prefix, gs://..., as fsspec takes them), which is copied to `models_cache`.",
+    )
+    models_cache: Path | None = Field(
+        None,
+        description="Where releases from object storage are kept, on a disk that outlives the process: with it the "
+        "gateway starts on the last good release while the storage is away. Processes of one machine share it.",
+    )
+    release_key: Path | None = Field(
+        None,
+        description="PEM with one or more public keys (`rapport release keygen`). Set: a release that none of them "
+        "signed is refused. Unset: checksums alone, which find damage but no tampering.",
+    )
     backend: Literal["embedded", "triton"] = Field(
         "embedded", description="What runs the models: ONNX Runtime in each worker, or Triton (see `triton`)."
     )
@@ -43,6 +58,11 @@ class Settings(BaseSettings):
         description="Feast's connection string of the online store: host:port, then options after commas.",
     )
     keys_file: Path | None = Field(None, description="TOML with hashed API keys (`rapport keys new`). Unset: no keys.")
+    shadow_dir: Path | None = Field(
+        None,
+        description="Where it is kept what shadows said, for `rapport release compare`: up to 512 MiB a pair of "
+        "versions. Unset: shadows are scored and counted, and nothing is kept.",
+    )
     as_of: datetime | None = Field(
         None, description="Replay: the instant at which everything is answered, with a time zone. Unset: wall time."
     )
@@ -117,6 +137,12 @@ class Settings(BaseSettings):
     @property
     def triton_endpoints(self) -> list[str]:
         return [address.strip() for address in self.triton.split(",") if address.strip()]
+
+    @model_validator(mode="after")
+    def _object_storage_has_a_cache(self) -> "Settings":
+        if is_url(str(self.models)) and self.models_cache is None:
+            raise ValueError("RAPPORT_MODELS is in object storage: set RAPPORT_MODELS_CACHE to a directory for copies")
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "Settings":

@@ -112,7 +112,7 @@ def _install(installation: Installation) -> None:
     shutil.copytree(source / "backends/python", installation.backends / "python")
     stub = source / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     shutil.copy(stub, installation.backends / "python")
-    _require_libraries(installation)
+    require_libraries(installation)
     _run([python, "-m", "venv", "--without-pip", str(home / "python")])
     # Not what ONNX Runtime declares: it runs without, and what is not there cannot be of a wrong version.
     _pip("--python", str(installation.python), "install", "--no-deps", NUMPY, _runtime())
@@ -122,9 +122,11 @@ def _install(installation: Installation) -> None:
 
 def _is_whole(installation: Installation) -> bool:
     try:
-        return bool(json.loads(installation.stamp.read_text()) == _made_from())
+        made_from = json.loads(installation.stamp.read_text())
     except (OSError, ValueError):
         return False
+    # Its Python is a link to the one of this machine, which may have gone.
+    return bool(made_from == _made_from() and installation.server.exists() and installation.python.exists())
 
 
 def _made_from() -> dict[str, object]:
@@ -148,7 +150,7 @@ def _find_python() -> str:
     return found
 
 
-def _require_libraries(installation: Installation) -> None:
+def require_libraries(installation: Installation) -> None:
     stub = installation.backends / "python/triton_python_backend_stub"
     listed = _run(["ldd", str(stub)], installation.environment())
     if missing := [line.split()[0] for line in listed.splitlines() if "not found" in line]:
@@ -161,7 +163,8 @@ def _pip(*arguments: str) -> None:
 
 
 def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    # With the lock, so that what a killed installer leaves running is waited for, too.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, close_fds=False)  # noqa: S603
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise RapportError(f"Triton cannot be installed: {said[-1] if said else command[0] + ' failed'}")
@@ -172,5 +175,6 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
 def _alone(home: Path) -> Iterator[None]:
     """Two that install at once wait for each other; the second finds it done."""
     with (home / ".lock").open("w") as lock:
+        fcntl.fcntl(lock, fcntl.F_SETFD, 0)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

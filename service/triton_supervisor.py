@@ -85,6 +85,7 @@ def _take(task: Task) -> None:
             time.sleep(LOOK_S)
         else:
             break
+    task.ready_mark.unlink(missing_ok=True)
     task.pid_file.unlink(missing_ok=True)  # whoever has that number now is a stranger
     _tidy(task)
 

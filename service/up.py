@@ -1,4 +1,5 @@
-"""`rapport up`: a real Redis, everything that is stale rebuilt, a gateway that answers, until Ctrl-C."""
+"""`rapport up`: a real Redis, everything that is stale rebuilt, a gateway that answers, until Ctrl-C; on request, a
+real Triton that runs the models."""
 
 import json
 import os
@@ -24,7 +25,9 @@ from feature_client.offline.workspace import Workspace
 from feature_client.online.local_redis import LocalRedis
 from feature_client.release import read_release
 from feature_client.routes import read_routes
+from service.local_triton import LocalTriton
 from service.steps import Stamps
+from service.triton_install import install
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -37,13 +40,17 @@ MIN_FREE_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True)
 class Request:
-    """home: where everything is kept. data: a file of events, or None for generated ones."""
+    """home: where everything is kept. data: a file of events, or None for generated ones.
+
+    backend: what runs models: embedded (ONNX Runtime in the gateway), or triton.
+    """
 
     home: Path
     data: Path | None
     customers: int
     seed: int
     port: int
+    backend: str = "embedded"
 
     @property
     def workspace(self) -> Path:
@@ -76,7 +83,7 @@ def _serve(request: Request, state: "_State") -> None:
         state.add(redis.pid)
         _prepare(request, redis.address, state)
         workspace = Workspace(request.workspace, redis.address)
-        with _gateway(request, workspace, state) as gateway:
+        with _triton(request, workspace, state) as triton, _gateway(request, workspace, triton, state) as gateway:
             url = f"http://127.0.0.1:{request.port}"
             _wait_ready(gateway, url, workspace)
             try:
@@ -84,10 +91,20 @@ def _serve(request: Request, state: "_State") -> None:
             except OSError as exc:
                 log = workspace.root / "gateway.log"
                 raise RapportError(f"the gateway did not answer ({exc}); its log is {log}") from exc
-            while gateway.poll() is None and redis.is_running:
+            while not (stopped := _stopped(gateway, redis, triton)):
                 time.sleep(WATCH_S)
-    what = f"the gateway stopped with code {gateway.returncode}" if redis.is_running else "its redis-server stopped"
-    raise RapportError(f"{what}; the logs are in {workspace.root}")
+    raise RapportError(f"{stopped}; the logs are in {workspace.root}")
+
+
+def _stopped(gateway: subprocess.Popen[bytes], redis: LocalRedis, triton: LocalTriton | None) -> str | None:
+    """What of it has ended by itself, and will not come back."""
+    if gateway.poll() is not None:
+        return f"the gateway stopped with code {gateway.returncode}"
+    if not redis.is_running:
+        return "its redis-server stopped"
+    if triton is not None and not triton.is_running:
+        return "its tritonserver stopped"
+    return None
 
 
 def down(home: Path) -> list[int]:
@@ -235,15 +252,32 @@ def _client(address: str) -> Redis:
 
 
 @contextmanager
-def _gateway(request: Request, workspace: Workspace, state: _State) -> Iterator[subprocess.Popen[bytes]]:
+def _triton(request: Request, workspace: Workspace, state: _State) -> Iterator[LocalTriton | None]:
+    """The one that runs the models; None where the gateway does that itself."""
+    if request.backend == "embedded":
+        yield None
+        return
+    _say("a local Triton: NVIDIA's server, with ONNX Runtime on CPUs in place of its executor")
+    with LocalTriton(workspace.root / "triton", models=workspace.models, installation=install()) as triton:
+        state.add(triton.supervisor_pid)
+        yield triton
+
+
+@contextmanager
+def _gateway(
+    request: Request, workspace: Workspace, triton: LocalTriton | None, state: _State
+) -> Iterator[subprocess.Popen[bytes]]:
     # Not the shell's RAPPORT_*: keys or another port would make what `up` prints untrue.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAPPORT_")} | {
         "RAPPORT_HOST": "127.0.0.1",
         "RAPPORT_PORT": str(request.port),
         "RAPPORT_MODELS": str(workspace.models),
         "RAPPORT_REDIS": workspace.redis,
+        "RAPPORT_SHADOW_DIR": str(workspace.root / "shadow"),
         "RAPPORT_AS_OF": workspace.dataset().as_of.isoformat(),
     }
+    if triton is not None:
+        environment |= {"RAPPORT_BACKEND": "triton", "RAPPORT_TRITON": triton.address}
     with (
         (workspace.root / "gateway.log").open("wb") as log,
         _child(_rapport("serve"), log.fileno(), state, environment) as process,

@@ -30,12 +30,17 @@ def connected(address: str) -> Iterator[Any]:
         one.close()
 
 
+def load(one: Any, graph: ReleaseGraph, changes: Mapping[str, Any] | None = None) -> None:
+    """As a gateway sends it. changes: to its configuration."""
+    config = json.dumps({**json.loads(config_json(graph)), **(changes or {})})
+    one.load_model(graph.name, config=config, files={"file:1/model.onnx": graph.file.read_bytes()})
+
+
 @contextmanager
 def loaded(address: str, graph: ReleaseGraph, changes: Mapping[str, Any] | None = None) -> Iterator[Any]:
-    """A client, while Triton has the graph as a gateway sends it. changes: to its configuration."""
-    config = json.dumps({**json.loads(config_json(graph)), **(changes or {})})
+    """A client, while Triton has the graph."""
     with connected(address) as one:
-        one.load_model(graph.name, config=config, files={"file:1/model.onnx": graph.file.read_bytes()})
+        load(one, graph, changes)
         try:
             yield one
         finally:

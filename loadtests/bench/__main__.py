@@ -24,6 +24,11 @@ from loadtests.bench.start import startup
 from loadtests.bench.tail import tail
 from loadtests.bench.targets import Cores
 from loadtests.bench.throughput import floor, one_client, throughput
+from loadtests.bench.triton import triton
+from loadtests.bench.triton_rows import triton_rows
+from loadtests.bench.triton_settings import triton_settings
+from loadtests.bench.triton_shm import triton_shm
+from loadtests.bench.triton_tail import triton_tail
 from loadtests.peers.rows import PEER_ROWS
 
 ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
@@ -39,6 +44,11 @@ ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
     "startup": startup,
     "mixed": mixed,
     "explain": explain,
+    "triton": triton,
+    "triton_rows": triton_rows,
+    "triton_tail": triton_tail,
+    "triton_settings": triton_settings,
+    "triton_shm": triton_shm,
 }
 PATIENT = {"RAPPORT_DEADLINE_MS": "30000", "RAPPORT_REDIS_TIMEOUT_MS": "30000"}
 """Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""

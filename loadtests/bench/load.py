@@ -22,13 +22,17 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """errors: answers that were not 2xx or 3xx, and connections that failed or had no answer within 10 s."""
+    """errors: answers that were not 2xx or 3xx, and connections that failed or had no answer within 10 s.
+
+    slow: share of the answers that took over 400 ms, where it is counted.
+    """
 
     requests: int
     seconds: float
     p50_ms: float
     p99_ms: float
     errors: int
+    slow: float = math.nan
 
     @property
     def requests_per_s(self) -> float:

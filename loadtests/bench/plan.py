@@ -8,6 +8,7 @@ from loadtests.bench.home import Home
 from loadtests.bench.targets import Cores
 
 Thing = TypeVar("Thing")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Plan:
     customers: int
     models: int
 
-    def interleaved(self, first: Callable[[], Thing], second: Callable[[], Thing]) -> Iterator[tuple[Thing, Thing]]:
+    def interleaved(self, first: Callable[[], Thing], second: Callable[[], Other]) -> Iterator[tuple[Thing, Other]]:
         """Both, side by side in time, a pair a round; who goes first alternates, so that a drift favours nobody."""
         for number in range(self.rounds):
             if number % 2 == 0:
@@ -30,6 +31,16 @@ class Plan:
             else:
                 other = second()
                 yield first(), other
+
+
+def in_turn(rounds: int, drives: Sequence[Callable[[], Thing]]) -> Iterator[list[Thing]]:
+    """All of them a round, in the order given; who goes first changes, so that a drift favours nobody."""
+    for number in range(rounds):
+        results = {}
+        for step in range(len(drives)):
+            turn = (number + step) % len(drives)
+            results[turn] = drives[turn]()
+        yield [results[turn] for turn in range(len(drives))]
 
 
 def ratios(pairs: Sequence[tuple[float, float]]) -> tuple[float, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from redis import Redis
 
+from loadtests.bench.triton_page import HEAD as HEAD_TRITON
+from loadtests.bench.triton_page import is_triton, recommended
 from loadtests.peers.page import section
 
 HEAD = """# Performance
@@ -96,12 +98,25 @@ def document(result: Mapping[str, Any]) -> str:
         HEAD,
         f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}.",
         f"{result['rounds']} rounds of {result['seconds']:g} s. {versions}.\n",
+    ]
+    rows = [row for row in result["results"] if not row["group"].startswith("peer_")]
+    on_triton = [row for row in rows if is_triton(row)]
+    lines += table([row for row in rows if not is_triton(row)])
+    if on_triton:
+        lines += [HEAD_TRITON, *table(on_triton), *recommended(on_triton)]
+    lines += section(result["results"])
+    # A reason may be the last words of some program, of many lines.
+    lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in result["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of Markdown. rows: as JSON."""
+    lines = [
         "| what | figure | lowest to highest round | mark | | in absolute terms | command |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in result["results"]:
-        if row["group"].startswith("peer_"):
-            continue
+    for row in rows:
         low, high = min(row["values"]), max(row["values"])
         mark = "" if row["mark"] is None else f"{'at least' if row['at_least'] else 'at most'} {row['mark']:g}"
         verdict = {None: "", True: "met", False: "**not met**"}[row["met"]]
@@ -109,10 +124,7 @@ def document(result: Mapping[str, Any]) -> str:
             f"| {row['what']} | {row['figure']:.2f} {row['unit']} | {low:.2f} to {high:.2f} | {mark} | {verdict} "
             f"| {row['absolute']} | `make bench ROWS={row['group']}` |"
         )
-    lines += section(result["results"])
-    # A reason may be the last words of some program, of many lines.
-    lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in result["failed"].items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _short(number: float) -> str:

@@ -32,10 +32,10 @@ NOTHING: Mapping[str, object] = {}
 
 @dataclass(frozen=True)
 class Cores:
-    """Redis is bound to neither."""
+    """Redis is bound to neither. None: nor are these."""
 
-    server: int
-    client: int
+    server: int | None
+    client: int | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Target:
     url: str
     server: Server
     key: str | None
-    core: int  # of the load
+    core: int | None  # of the load
 
     def drive(self, bodies: Path, clients: int, seconds: float, path: str = PREDICT) -> Cost:
         """Closed loop. Raises WrongAnswer for any error: figures of a server that refuses are of something else."""

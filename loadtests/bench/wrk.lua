@@ -18,9 +18,14 @@ function request()
 end
 
 function done(summary, latency, _)
-  local errors = summary.errors
+  local errors, counted, slow = summary.errors, 0, 0
+  for at = 1, #latency do
+    local microseconds, times = latency(at)
+    counted = counted + times
+    if microseconds > 400000 then slow = slow + times end
+  end
   print(string.format(
-    '{"requests": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, "errors": %d}',
+    '{"requests": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, "errors": %d, "slow": %.6f}',
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout, slow / math.max(counted, 1)))
 end

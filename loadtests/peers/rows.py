@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from loadtests.answers import ATOL, JOIN_KEY, RTOL, WrongAnswer
-from loadtests.bench.plan import Plan, ratios
+from loadtests.bench.plan import Plan, in_turn, ratios
 from loadtests.bench.report import Row
 from loadtests.bench.servers import free_port, server
 from loadtests.bench.targets import Cost, Target, ask, bodies_of, empty, gateway
@@ -136,16 +136,6 @@ def rows(peer: Peer, clients: int, rounds: Sequence[Sequence[Cost]], about: Mapp
         at_least=True,
         details=details,
     )
-
-
-def in_turn(rounds: int, drives: Sequence[Callable[[], Cost]]) -> Iterator[list[Cost]]:
-    """All of them a round, in the order given; who goes first changes, so that a drift favours nobody."""
-    for number in range(rounds):
-        costs = {}
-        for step in range(len(drives)):
-            turn = (number + step) % len(drives)
-            costs[turn] = drives[turn]()
-        yield [costs[turn] for turn in range(len(drives))]
 
 
 def prepare(plan: Plan, expected: Mapping[str, Mapping[str, float | None]]) -> Stage:

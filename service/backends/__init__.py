@@ -1,7 +1,7 @@
 """What runs models: the protocol every backend keeps, and what can go wrong."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,10 @@ class BackendUnavailable(Exception):
 
 class BadModelOutput(Exception):
     """The backend answered something that cannot be an answer: wrong name, shape or dtype, or not finite."""
+
+
+Infer = Callable[[str, Tensors, float], Awaitable[Tensors]]
+"""`Backend.infer`, or what keeps its promise."""
 
 
 class Backend(Protocol):
@@ -42,6 +46,18 @@ class Backend(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class InfersAside(Protocol):
+    """What a backend has beyond the protocol where its models would otherwise wait for each other's turn."""
+
+    async def infer_aside(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
+        """As `infer`, for what nobody waits for: no other inference ever waits for this one."""
+
+
+def infer_aside(backend: Backend) -> Infer:
+    return backend.infer_aside if isinstance(backend, InfersAside) else backend.infer
 
 
 def check_outputs(name: str, outputs: Tensors, expected: Mapping[str, tuple[int, ...]]) -> None:

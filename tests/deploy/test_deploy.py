@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from service.local_triton import LocalTriton
 from service.metrics import Metrics
 from service.settings import Settings
+from service.triton_install import find
+from tests.triton_calls import connected
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -29,6 +33,20 @@ def load(path: str) -> Yaml:
 def services() -> Yaml:
     parsed: Yaml = load("compose.yaml")["services"]
     return parsed
+
+
+@pytest.fixture(scope="module")
+def with_triton(services: Yaml) -> Yaml:
+    """The same with compose.triton.yaml on top, as Compose puts it there: mappings are merged, the rest replaced."""
+    return merged(services, load("compose.triton.yaml")["services"])
+
+
+def merged(below: Yaml, above: Yaml) -> Yaml:
+    mapping = dict(below)
+    for key, value in above.items():
+        was = below.get(key)
+        mapping[key] = merged(was, value) if isinstance(was, dict) and isinstance(value, dict) else value
+    return mapping
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +67,7 @@ def gateway_settings(services: Yaml) -> dict[str, str]:
 
 def published_ports(service: Yaml) -> dict[int, str]:
     """Container port -> address it is published on."""
-    mappings = (mapping.rsplit(":", 2) for mapping in service["ports"])
+    mappings = (mapping.rsplit(":", 2) for mapping in service.get("ports", []))
     return {int(inner): address for address, _, inner in mappings}
 
 
@@ -68,21 +86,24 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_every_setting_is_one_the_gateway_has(services: Yaml) -> None:
+def test_every_setting_is_one_the_gateway_has(with_triton: Yaml) -> None:
     known = {f"RAPPORT_{name.upper()}" for name in Settings.model_fields}
-    named = image_settings().keys() | services["gateway"]["environment"].keys()
+    named = image_settings().keys() | with_triton["gateway"]["environment"].keys()
 
     assert image_settings()
     assert named <= known
 
 
-def test_the_gateway_accepts_its_settings(services: Yaml, monkeypatch: pytest.MonkeyPatch) -> None:
+def settings_of(services: Yaml, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in [name for name in os.environ if name.startswith("RAPPORT_")]:
         monkeypatch.delenv(name)
     for name, value in gateway_settings(services).items():
         monkeypatch.setenv(name, value)
+    return Settings()
 
-    settings = Settings()
+
+def test_the_gateway_accepts_its_settings(services: Yaml, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(services, monkeypatch)
 
     # A container's loopback is nobody's: it listens for everybody, and so with keys.
     assert settings.host == "0.0.0.0"
@@ -90,9 +111,9 @@ def test_the_gateway_accepts_its_settings(services: Yaml, monkeypatch: pytest.Mo
     assert settings.drain_s < int(services["gateway"]["stop_grace_period"].removesuffix("s"))
 
 
-def test_what_is_mounted_is_there(services: Yaml) -> None:
+def test_what_is_mounted_is_there(with_triton: Yaml) -> None:
     compose = load("compose.yaml")
-    for name, service in services.items():
+    for name, service in with_triton.items():
         for source, _ in mounts(service):
             if source.startswith("."):
                 assert (DEPLOY / source).is_dir(), f"{name} mounts {source}"
@@ -123,18 +144,65 @@ def test_ports_agree(services: Yaml) -> None:
     assert 9090 in published_ports(services["prometheus"])
 
 
-def test_nothing_is_published_beyond_this_machine(services: Yaml) -> None:
-    assert {address for service in services.values() for address in published_ports(service).values()} == {"127.0.0.1"}
+def test_nothing_is_published_beyond_this_machine(with_triton: Yaml) -> None:
+    assert {address for service in with_triton.values() for address in published_ports(service).values()} == {
+        "127.0.0.1"
+    }
 
 
-def test_triton_serves_the_gateways_repository_and_loads_only_what_it_is_told_to(services: Yaml) -> None:
-    [gateways] = services["gateway"]["volumes"]
-    assert services["triton"]["volumes"] == [gateways]
+def test_models_run_in_the_gateway_unless_triton_is_there(
+    services: Yaml, with_triton: Yaml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "triton" not in services
+    assert settings_of(services, monkeypatch).backend == "embedded"
+
+    settings = settings_of(with_triton, monkeypatch)
+
+    assert settings.backend == "triton"
+    assert settings.triton == "triton:8001"  # Triton's own default
+    assert with_triton["gateway"]["depends_on"]["triton"] == {"condition": "service_healthy"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    built_with = with_triton["gateway"]["build"]["args"]["EXTRAS"].split(",")
+    assert any(line.startswith("tritonclient[grpc]") for extra in built_with for line in extras[extra])
+
+
+def test_triton_serves_the_gateways_repository_and_loads_only_what_it_is_told_to(with_triton: Yaml) -> None:
+    [gateways] = with_triton["gateway"]["volumes"]
+    triton = with_triton["triton"]
+    assert triton["volumes"] == [gateways]
     assert gateways.endswith(":/models:ro")
-    assert gateway_settings(services)["RAPPORT_MODELS"] == "/models"
-    assert "--model-repository=/models" in services["triton"]["command"]
-    assert "--model-control-mode=explicit" in services["triton"]["command"]
-    assert services["triton"]["profiles"]
+    assert gateway_settings(with_triton)["RAPPORT_MODELS"] == "/models"
+    assert "--model-repository=/models" in triton["command"]
+    assert "--model-control-mode=explicit" in triton["command"]
+
+
+def test_nobody_outside_reaches_triton(with_triton: Yaml) -> None:
+    """Whoever may load a model runs code."""
+    triton = with_triton["triton"]
+    assert not published_ports(triton)
+    assert "network_mode" not in triton
+    assert "--http-address=127.0.0.1" in triton["command"]
+    assert triton["healthcheck"]["test"][-1].startswith("http://127.0.0.1:8000/")
+    assert triton["user"] not in {"root", "0"}
+
+
+def test_triton_takes_every_option(with_triton: Yaml, triton: LocalTriton) -> None:
+    """By the help of the same release as the image's, from the wheel."""
+    installation = find()
+    help_text = subprocess.run(
+        [installation.server, "--help"], env=installation.environment(), capture_output=True, text=True, check=False
+    )
+    known = set(re.findall(r"--[a-z-]+", help_text.stdout + help_text.stderr))
+    options = {option.partition("=")[0] for option in with_triton["triton"]["command"][1:]}
+    assert options
+    assert options <= known
+    with connected(triton.address) as client:
+        assert client.get_server_metadata().version == "2.51.0"
+    assert with_triton["triton"]["image"].endswith(":24.10-py3")  # which holds 2.51.0
+    exit_timeout = next(
+        int(o.partition("=")[2]) for o in with_triton["triton"]["command"] if o.startswith("--exit-timeout-secs")
+    )
+    assert exit_timeout < int(with_triton["triton"]["stop_grace_period"].removesuffix("s"))
 
 
 def test_grafana_finds_the_dashboard_and_the_dashboard_finds_prometheus(services: Yaml, dashboard: Yaml) -> None:

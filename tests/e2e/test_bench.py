@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from feature_client.online.local_redis import LocalRedis
+from loadtests.bench.__main__ import ROWS
 from loadtests.bench.load import LoadError, find_wrk
 from tests.e2e.conftest import CUSTOMERS, Visitor
 
@@ -47,7 +48,8 @@ def measured(run: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any
 
 def test_every_row_is_measured(home: Path, tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
-    rows = measured(bench(home, "--models", "3", "--customers", "1200", "--docs", str(page)))
+    names = ",".join(name for name in ROWS if not name.startswith("triton"))
+    rows = measured(bench(home, "--rows", names, "--models", "3", "--customers", "1200", "--docs", str(page)))
 
     assert set(rows) >= {
         "throughput_64", "one_client_cpu", "one_client_p50", "tail_rapport", "read_single", "read_batch",
@@ -60,6 +62,26 @@ def test_every_row_is_measured(home: Path, tmp_path: Path) -> None:
     # Not all: some have no event before the data set's instant.
     assert rows["read_single"]["details"]["compared"] > 0.9 * CUSTOMERS
     assert 1_000 < rows["customers"]["details"]["customers"] < 1_400
+
+
+@pytest.mark.usefixtures("triton")  # that there is one at all: the bench starts its own
+def test_every_row_on_triton_is_measured(home: Path, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    names = [name for name in ROWS if name.startswith("triton")]
+    rows = measured(bench(home, "--rows", ",".join(names), "--docs", str(page)))
+
+    assert {row["group"] for row in rows.values()} == set(names)
+    assert set(rows) >= {
+        "triton_1", "triton_16", "triton_64", "triton_unbatched", "triton_pinned", "triton_rows_predict_1000",
+        "triton_rows_explain_32", "triton_tail", "triton_tail_rapport", "triton_queue_policy", "triton_shm_1",
+    }  # fmt: skip
+    assert rows["triton_64"]["mark"] == 1.5
+    for name, row in rows.items():
+        # On a day on which nobody had to wait, a queue policy costs nothing.
+        assert row["figure"] >= 0 if name == "triton_queue_policy" else row["figure"] > 0, name
+        assert row["values"], name
+        assert row["what"] in page.read_text()
+    assert "Recommended here: " in page.read_text()
 
 
 def test_a_store_without_the_customers_is_no_figure(home: Path, tmp_path: Path) -> None:

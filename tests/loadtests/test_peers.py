@@ -18,13 +18,14 @@ from feature_client.schema import DAY_S, FeatureSchema
 from loadtests.answers import WrongAnswer
 from loadtests.bench.home import PreparationError
 from loadtests.bench.load import Load
+from loadtests.bench.plan import in_turn
 from loadtests.bench.targets import Cost
 from loadtests.peers import venvs
 from loadtests.peers.catalog import NO_MOMENT, PEERS, Peer, Start
 from loadtests.peers.encode import Columns, Encoder
 from loadtests.peers.model import Model
 from loadtests.peers.page import section
-from loadtests.peers.rows import PEER_ROWS, compare, in_turn, rows
+from loadtests.peers.rows import PEER_ROWS, compare, rows
 from model_export.rows import fit_vocabularies
 from tests.model_export.tiny_release import AS_OF, build_tiny_release, tiny_run, tiny_schema, tiny_world
 from tests.test_architecture import ROOT, imports_of, inside, reached

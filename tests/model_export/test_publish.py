@@ -1,15 +1,17 @@
-import os
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import model_export.publish
 from feature_client.contract import CONTRACT_KEY
 from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release
-from feature_client.routes import read_routes
+from feature_client.routes import RoutesError, read_routes
 from model_export.export import EXPLAIN_OUTPUTS
 from model_export.pipeline import Run, RunError, read_run, write_run
 from model_export.publish import Artifacts, PublishError, publish, set_champion
@@ -33,6 +35,7 @@ def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: 
     assert list(release.contract.schema.groups) == list(run.contract.schema.groups) != sorted(GROUPS)
     assert read_routes(pristine.root)["engagement"].champion == 1
     assert {path.relative_to(pristine.root).as_posix() for path in pristine.root.rglob("*") if path.is_file()} == {
+        ".routes.lock",
         "routes.toml",
         "engagement.1/1/model.onnx",
         "engagement.1/config.pbtxt",
@@ -95,20 +98,70 @@ def test_a_removed_file_and_an_added_one_are_found(release: Release) -> None:
         read_release(release.root, "engagement", 1)
 
 
-@pytest.mark.parametrize("step", ["_lay_out", "_commit", "_write_atomically"])
-def test_a_killed_publisher_leaves_no_release_and_its_number_is_not_used_again(
-    release: Release, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+KILLED_PUBLISHERS = """
+import os, shutil, signal, sys
+from itertools import count
+from pathlib import Path
+from feature_client.contract import Contract
+from model_export.publish import Artifacts, publish
+
+STEPS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.chmod", "shutil.copyfile", "os.scandir", "fsync"}
+
+def publish_until(last, root):
+    done = 0
+
+    def step(event, arguments):
+        nonlocal done
+        if event in STEPS and any(str(root) in str(argument) for argument in arguments):
+            done += 1
+            if done == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sync = os.fsync
+    os.fsync = lambda descriptor: (step("fsync", [os.readlink(f"/proc/self/fd/{descriptor}")]), sync(descriptor))
+    sys.addaudithook(step)
+    old, explain = root / "engagement.1", root / "engagement.1.explain"
+    graphs = old / "1" / "model.onnx", explain / "1" / "model.onnx"
+    contract = Contract.from_json((old / "contract.json").read_bytes())
+    publish(root, contract, Artifacts(*graphs, old / "golden.npz", old / "card.md"))
+
+pristine, target = Path(sys.argv[1]), Path(sys.argv[2])
+for last in count(1):
+    root = Path(shutil.copytree(pristine, target / str(last)))
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(model_export.publish, step, lambda *args, **kwargs: os._exit(9))
-        publish_again(release)
-        os._exit(0)  # not reached
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert list_versions(release.root, "engagement") == [1]
-    assert read_routes(release.root)["engagement"].champion == 1
-    assert publish_again(release).version == "3"
-    assert list_versions(release.root, "engagement") == [1, 3]
+        publish_until(last, root)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != -signal.SIGKILL:
+        sys.exit(code)
+"""
+"""Publishes what version 1 holds as version 2, again and again, each time in a fresh copy of the repository and in a
+process of its own, which is killed right before its first touch of the file system, then before its second, and so on
+until one gets through. (One process loads the libraries and forks the others.)"""
+
+
+def test_a_publisher_killed_at_any_step_leaves_a_whole_release_or_none_and_its_number_is_not_used_again(
+    pristine: Release, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED_PUBLISHERS, str(pristine.root), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    repositories = sorted(tmp_path.iterdir(), key=lambda path: int(path.name))
+    outcomes = [list_versions(root, "engagement") for root in repositories]
+    assert len(repositories) > 50
+    committed = outcomes.index([1, 2])
+    assert outcomes == [[1]] * committed + [[1, 2]] * (len(outcomes) - committed)
+    assert 0 < committed < len(outcomes) - 1  # some are killed before the commit, and some after it
+    for root, listed in zip(repositories, outcomes, strict=True):
+        for version in listed:
+            read_release(root, "engagement", version)
+        assert read_routes(root)["engagement"].champion == 1
+        taken = (root / "engagement.2").exists()
+        version = int(publish_again(replace(pristine, root=root)).version)
+        assert version == (3 if taken else 2)
+        assert list_versions(root, "engagement") == [*listed, version]
+        read_release(root, "engagement", version)
 
 
 def test_a_failed_publisher_cleans_up_behind_itself(release: Release) -> None:
@@ -126,15 +179,29 @@ def test_a_repository_that_cannot_be_written_is_named(release: Release, tmp_path
         publish_again(replace(release, root=blocked))
 
 
+def test_what_no_reader_would_take_is_not_published(release: Release, tmp_path: Path) -> None:
+    poisoned = tmp_path / "poisoned.onnx"
+    model = onnx.load(graph_file(release.directory))
+    weights = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    weights.raw_data = np.float32(np.nan).tobytes() + weights.raw_data[4:]
+    poisoned.write_bytes(model.SerializeToString())
+    artifacts = Artifacts(poisoned, graph_file(release.explain_directory), release.golden, release.card)
+    before = sorted(release.root.rglob("*"))
+    with pytest.raises(ReleaseError, match="not all of its values are finite"):
+        publish(release.root, release.contract, artifacts)
+    assert sorted(release.root.rglob("*")) == before
+
+
 def test_a_full_disk_leaves_no_release(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_export.publish, "_sync", full)
+    before = sorted(release.root.iterdir())
+    monkeypatch.setattr(model_export.publish, "sync", full)
     with pytest.raises(PublishError, match="No space left on device"):
         publish_again(release)
     assert list_versions(release.root, "engagement") == [1]
-    assert not [path for path in release.root.iterdir() if path.name.startswith((".", "engagement.2"))]
+    assert sorted(release.root.iterdir()) == before
 
 
 def test_a_name_that_is_no_model_name_is_refused(release: Release) -> None:
@@ -152,6 +219,7 @@ def test_flipping_the_champion_keeps_everything_else(release: Release) -> None:
     assert tomllib.loads(path.read_text()) == {
         "engagement": {
             "champion": 2,
+            "previous": 1,
             "unknown": "reject",
             "canary": {"version": 4, "percent": 10},
             "shadow": [5],
@@ -164,7 +232,7 @@ def test_flipping_the_champion_keeps_everything_else(release: Release) -> None:
 def test_routes_that_cannot_be_read_are_left_alone(release: Release, content: str) -> None:
     path = release.root / "routes.toml"
     path.write_text(content)
-    with pytest.raises(PublishError, match="left alone"):
+    with pytest.raises(RoutesError, match="left alone"):
         set_champion(release.root, "engagement", 2)
     assert path.read_text() == content
 

@@ -1,6 +1,7 @@
 """A small release, really trained, exported, verified and published, without Feast or Redis: for every test that
 needs a model repository."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,8 +35,8 @@ GROUPS = {
 }
 
 
-def tiny_schema() -> FeatureSchema:
-    """12 numbers and 3 categories in 8 groups over three views, without vocabularies."""
+def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
+    """12 numbers and 3 categories in 8 groups over three views, without vocabularies; less the features named."""
 
     def number(name: str, group: str, view: str, unit: str = "") -> Feature:
         label = name.replace("_", " ").capitalize()
@@ -67,8 +68,10 @@ def tiny_schema() -> FeatureSchema:
         Feature("season_sin", "calendar", "context", "Season (sine)"),
         Feature("season_cos", "calendar", "context", "Season (cosine)"),
     )  # fmt: skip
+    kept = tuple(feature for feature in features if feature.name not in without)
+    groups = {group: label for group, label in GROUPS.items() if any(feature.group == group for feature in kept)}
     entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
-    return FeatureSchema("rapport", (JoinKey("customer_id"),), features, entity_fields, GROUPS)
+    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def tiny_world(schema: FeatureSchema, rows: int, cutoff: datetime, rng: np.rando
     absent = rng.random(rows) < 0.05
     columns["sessions_30d"][absent] = np.nan
     columns["preferred_channel"][absent] = None
-    event_times[absent, schema.views.index("engagement")] = np.nan
+    if "engagement" in schema.views:
+        event_times[absent, schema.views.index("engagement")] = np.nan
 
     logit = 0.9 * np.log1p(quarter) + 0.5 * np.log1p(year) - silent_days / 60.0 - 0.3
     soon = rng.random(rows) < 1 / (1 + np.exp(-logit))
@@ -119,8 +123,8 @@ def tiny_world(schema: FeatureSchema, rows: int, cutoff: datetime, rng: np.rando
     return World(schema.batch(columns, event_times), np.full(rows, at), labels)
 
 
-def tiny_dataset(rows: int = 6_000, seed: int = 0) -> Dataset:
-    schema, tasks = tiny_schema(), tuple(labelled.task for labelled in engagement_tasks("GBP"))
+def tiny_dataset(rows: int = 6_000, seed: int = 0, without: Sequence[str] = ()) -> Dataset:
+    schema, tasks = tiny_schema(without), tuple(labelled.task for labelled in engagement_tasks("GBP"))
     rng = np.random.default_rng(seed)
     cutoffs = [AS_OF - timedelta(days=days) for days in (270, 180, 90)]
     worlds = [tiny_world(schema, size, t, rng) for size, t in zip((rows, rows // 3, rows // 3), cutoffs, strict=True)]
@@ -130,8 +134,8 @@ def tiny_dataset(rows: int = 6_000, seed: int = 0) -> Dataset:
     return Dataset(schema, tasks, train, validation, test, about, digest="tiny")
 
 
-def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6) -> Run:
-    return train_run(tiny_dataset(rows, seed), seed=seed, epochs=epochs)
+def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequence[str] = ()) -> Run:
+    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs)
 
 
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:

@@ -1,5 +1,6 @@
 """What the gateway's tests serve: a tiny, really trained release, a real Redis, and a few customers in it."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -62,11 +63,17 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 @pytest.fixture(scope="session")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Release]:
+def two_releases(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A repository with the release and, as champion, another one that was trained otherwise."""
+    root = tmp_path_factory.mktemp("two")
+    shutil.copytree(release.root, root, dirs_exist_ok=True)
+    return build_tiny_release(root, tiny_run(rows=1_000, seed=1, epochs=1))
+
+
+@pytest.fixture(scope="session")
+def versions(release: Release, two_releases: Release) -> tuple[Release, Release]:
     """Two releases of one model that answer differently."""
-    root = tmp_path_factory.mktemp("versions")
-    first, second = (build_tiny_release(root, tiny_run(1_500, seed=seed, epochs=2)) for seed in (1, 2))
-    return first, second
+    return release, two_releases
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from feature_client.contract import discrepancy
@@ -158,3 +159,14 @@ def test_inputs_that_are_none_of_the_model_are_an_error_by_name(release: Release
             await backend.infer(release.name, wrong, 1.0)
 
     on_loaded(release, scenario)
+
+
+def test_bytes_marked_as_onnx_runtimes_own_format_are_read_as_the_onnx_that_was_verified(release: Release) -> None:
+    """By itself ONNX Runtime goes by the mark: a file could be one model to whoever checks it and another to it."""
+    content = release.graphs()[0].read()
+    assert content[:2] == b"\x08\x0a"  # the version of the format; what follows here is a producer's name
+    marked = content[:2] + b"\x12\x04ORTM" + content[2:]
+
+    with pytest.raises(Exception, match="ORT model verification failed"):
+        ort.InferenceSession(marked, providers=["CPUExecutionProvider"])
+    assert EmbeddedBackend()._open(marked, explains=False).outputs == ["scores"]

@@ -265,6 +265,8 @@ def test_models_says_what_is_served(url: str, release: Release) -> None:
             {
                 "model": "engagement",
                 "champion": release.version,
+                "canary": None,
+                "shadow": [],
                 "versions": [release.version],
                 "tasks": ["purchase_30d", "churn_90d", "spend_90d"],
             }

@@ -1,0 +1,94 @@
+"""config.pbtxt: Triton obeys every word of it."""
+
+from pathlib import Path
+
+import pytest
+
+from feature_client.model_config import ConfigError, check_config
+from feature_client.release import Release, ReleaseError
+from tests.feature_client.poison import read_again, seal
+
+BATCHING = "dynamic_batching {\n}"
+HARMFUL = {
+    "another backend": ('backend: "onnxruntime"', 'backend: "python"', "backend is not onnxruntime"),
+    "a second backend": (BATCHING, 'backend: "python"', "backend is not onnxruntime"),
+    "another name": ('name: "engagement.1"', 'name: "engagement.2"', "name is not engagement.1"),
+    "no batches": ("max_batch_size: 1024", "max_batch_size: 0", "max_batch_size"),
+    "huge batches": ("max_batch_size: 1024", "max_batch_size: 99999", "max_batch_size"),
+    "a file above": (BATCHING, 'default_model_filename: "../../x.onnx"', "default_model_filename"),
+    "a queue policy": (
+        BATCHING,
+        "dynamic_batching { default_queue_policy { max_queue_size: 1 } }",
+        "dynamic_batching.default_queue_policy is nothing that Rapport writes",
+    ),
+    "an ensemble": (BATCHING, "ensemble_scheduling { step [ { } ] }", "ensemble_scheduling"),
+    "a repository agent": (
+        BATCHING,
+        'model_repository_agents { agents [ { name: "evil" } ] }',
+        "model_repository_agents",
+    ),
+    "a platform": (BATCHING, 'platform: "ensemble"', "platform"),
+    "warm-up from a file": (
+        BATCHING,
+        'model_warmup { inputs { key: "numeric" value: { input_data_file: "x" } } }',
+        "model_warmup.inputs.value.input_data_file",
+    ),
+    "a parameter": (
+        BATCHING,
+        'parameters { key: "EXECUTION_ENV_PATH" value: { string_value: "/tmp" } }',
+        "EXECUTION_ENV_PATH",
+    ),
+    "another accelerator": ('name: "cuda"', 'name: "tensorrt"', "accelerator"),
+    "an option of the accelerator": ('"use_tf32"', '"user_compute_stream"', "accelerator"),
+    "another input": ('"numeric"', '"number"', "inputs are not those of its contract"),
+    "another width": ("dims: 12", "dims: 13", "inputs are not those of its contract"),
+    "another output": ('"scores"', '"score"', "outputs are not those of its contract"),
+    "another contract": ('string_value: "', 'string_value: "0', "another contract"),
+    "an extension": (BATCHING, "[evil.x] { }", "out of place"),
+    "an escape": ('"onnxruntime"', '"\\x6fnnxruntime"', "out of place"),
+    "a value of another kind": ('backend: "onnxruntime"', "backend { }", "not of the form"),
+    "an open brace": (BATCHING, "dynamic_batching {", "out of place|not closed|nothing that"),
+    "an open list": ("dims: 12", "dims: [ 12", "list does not end"),
+    "depth": (BATCHING, "a { " * 50 + "} " * 50, "levels"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_a_config_with_anything_that_we_do_not_write_is_refused_by_name(release: Release, harm: str) -> None:
+    before, after, reason = HARMFUL[harm]
+    file = release.directory / "config.pbtxt"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after, 1))
+    seal(release)
+
+    with pytest.raises(ReleaseError, match=reason) as refused:
+        read_again(release)
+
+    assert "engagement.1/config.pbtxt" in str(refused.value)
+
+
+def test_what_an_operator_may_add_is_taken(pristine: Release) -> None:
+    text = pristine.graphs()[0].read_config().decode()
+    text = text.replace("dims: 12", "dims: [12]").replace(
+        BATCHING,
+        "# measured\n"
+        "dynamic_batching { preferred_batch_size: [64, 128] max_queue_delay_microseconds: 100 }\n"
+        "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 0, 1 ] } ]\n"
+        'model_warmup { name: "w" batch_size: 1 inputs { key: "numeric" value: '
+        "{ data_type: TYPE_FP32 dims: 12 zero_data: true } } }",
+    )
+    check_config(text.encode(), "engagement.1", pristine.contract, explains=False)
+
+
+def test_bytes_that_are_no_text_are_refused(pristine: Release) -> None:
+    with pytest.raises(ConfigError, match="UTF-8"):
+        check_config(b"\xff", "engagement.1", pristine.contract, explains=False)
+
+
+def test_the_config_that_is_sent_on_is_the_one_that_was_verified(release: Release) -> None:
+    graph = read_again(release).graphs()[0]
+    content = graph.read_config()
+    assert content == Path(graph.config).read_bytes()
+    graph.config.write_bytes(content + b"# later")
+    with pytest.raises(ReleaseError, match=r"config\.pbtxt is damaged"):
+        graph.read_config()
