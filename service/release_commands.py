@@ -16,6 +16,8 @@ from feature_client.release import SIGNATURE, Release, ReleaseError, read_releas
 from feature_client.repository import Listed, Pruning, promote, prunable, prune, roles, take_inventory
 from feature_client.routes import Canary, Route, RoutesError, change_route
 from service.backends import Backend, BackendUnavailable, BadModelOutput
+from service.compare_command import compare_releases
+from service.extras import reach
 from service.watching import wait_until_served
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Releases: what is published, which one answers whom, and how it changes.")
 
-WORKSPACE_MODELS = Path(".rapport/generated/models")
+WORKSPACE = Path(".rapport/generated")
+WORKSPACE_MODELS = WORKSPACE / "models"
 KEEP = 3
 
 Model = Annotated[str, typer.Argument(help="The model's name.")]
@@ -248,6 +251,40 @@ def prune_releases(
     verb = "would remove" if dry_run else "removed"
     names = ", ".join(pruning.names)
     typer.echo(f"{verb} {names}: {_size(pruning.size)}" if names else "nothing to remove")
+
+
+@app.command("publish")
+def publish(
+    workspace: Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")] = WORKSPACE,
+    models: Models = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A release of another repository, as in /there/models/engagement.3, to take over."),
+    ] = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(envvar="RAPPORT_SIGNING_KEY", help="A private key, of `rapport release keygen`: sign with it."),
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
+    place = reach("feature_client.offline.workspace", "features").Workspace(workspace)
+    root = place.models if models is None else local_repository(models)
+    key = None if sign_with is None else read_signing_key(sign_with)
+    published = (
+        reach("model_export.pipeline", "export").publish_unrouted(place, root, key)
+        if source is None
+        else reach("model_export.republish", "export").take_over(source, root, key)
+    )
+    model, version = published.manifest.model, published.manifest.version
+    if as_json:
+        _print_json({"models": str(root), "model": model, "version": version})
+        return
+    typer.echo(f"published {published.name} in {root}; nobody is sent to it yet")
+    typer.echo(f"next: rapport release load {model} {version} --models {root}")
+
+
+app.command("compare")(compare_releases)
 
 
 def local_repository(models: str | None) -> Path:

@@ -305,3 +305,13 @@ def test_too_many_threads_are_more_than_one_for_each_cpu() -> None:
     assert too_many_threads(2, 1, 1.0)
     assert not too_many_threads(2, 2, 4.0)
     assert too_many_threads(3, 2, 4.0)
+
+
+def test_what_forks_has_one_thread_and_has_imported_nothing_that_starts_another() -> None:
+    program = """
+import os, sys
+import service.cli, service.server
+print(len(os.listdir("/proc/self/task")), sorted({"numpy", "fastapi", "onnxruntime", "grpc"} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "1 []\n"
