@@ -66,7 +66,7 @@ EXPLAINING_S = 30.0
 """An explanation takes as long as a hundred scores or more: beyond so much in all, no more time goes into explanations
 than into scores."""
 
-TIMED_EVERY = 4
+TIMED_EVERY = 2
 """One slice in so many is scored by the champion once more, in the shadow's way, so that their times compare."""
 
 
@@ -310,6 +310,8 @@ class Shadows:
         spent = time.monotonic() - started
         self._free_at = time.monotonic() + spent * (1 / SHARE - 1)
         await self._keep(follower, line, [answered.keys[row].values for row in kept])
+        for outcome, count in (("scored", line.rows), ("incomparable", line.incomparable), ("failed", line.failed)):
+            self._count(follower, outcome, count)
 
     async def _turn(self) -> None:
         """Until it may work."""
@@ -331,7 +333,6 @@ class Shadows:
         contract = follower.loaded.release.contract
         stored, rows_left = await self._stored(follower, answered, rows)
         line = Line(time.time(), answered.as_of, incomparable=len(rows) - len(rows_left))
-        self._count(follower, "incomparable", line.incomparable)
         if not rows_left:
             return line, []
         overrides = None if answered.overrides is None else [answered.overrides[row] for row in rows_left]
@@ -347,7 +348,6 @@ class Shadows:
             [place for place, row in enumerate(rows_left) if row in explained],
         )
         follower.failures = 0
-        self._count(follower, "scored", len(rows_left))
         return Line(
             line.at,
             answered.as_of,
@@ -458,7 +458,6 @@ class Shadows:
             self._unwritten = None
 
     def _failed(self, follower: Follower, error: Exception, rows: int) -> Line:
-        self._count(follower, "failed", rows)
         if follower.failures == 0:
             reason = str(error) or type(error).__name__
             log.warning("a shadow failed", extra={"release": follower.loaded.release.name, "reason": reason})
