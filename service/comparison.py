@@ -23,8 +23,8 @@ TOP = 3
 MIN_EXPLAINED = 30
 """Customers with attributions of both: fewer say nothing about a mean."""
 
-MIN_TIMED = 30
-"""Pairs of inferences of about one size: on a busy machine the median of ten was off by four fifths."""
+MIN_TIMED = 20
+"""Timed slices of about one size, until their median says something."""
 
 SMOOTHING = 0.5
 """Added to the count of every decile, so that an empty one is no infinite shift (Jeffreys' prior)."""
