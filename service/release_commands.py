@@ -14,7 +14,7 @@ import typer
 from feature_client.errors import RapportError
 from feature_client.release import SIGNATURE, Release, ReleaseError, read_release
 from feature_client.repository import Listed, Pruning, promote, prunable, prune, roles, take_inventory
-from feature_client.routes import Canary, Route, RoutesError, change_route
+from feature_client.routes import Canary, Route, RoutesError, change_route, read_routes
 from service.backends import Backend, BackendUnavailable, BadModelOutput
 from service.compare_command import compare_releases
 from service.extras import reach
@@ -284,15 +284,34 @@ def publish(
     typer.echo(f"next: rapport release load {model} {version} --models {root}")
 
 
+@app.command()
+def push(
+    url: Annotated[str, typer.Argument(help="The repository in object storage, such as s3://bucket/models.")],
+    models: Models = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Copy the releases that routes name to object storage, and then routes.toml: gateways follow it from there."""
+    from feature_client import mirror  # noqa: PLC0415  (needs an extra)
+
+    root = local_repository(models)
+    named = [(model, version) for model, route in read_routes(root).items() for version in route.named]
+    for model, version in named:
+        mirror.push(root, url, model, version)
+    mirror.push_routes(root, url)
+    names = [f"{model}.{version}" for model, version in named]
+    if as_json:
+        _print_json({"url": url, "names": names})
+        return
+    typer.echo(f"{url} has {', '.join(names)} and routes.toml")
+
+
 app.command("compare")(compare_releases)
 
 
 def local_repository(models: str | None) -> Path:
     """Raises RapportError for a URL: routes and releases change where there are locks and renames."""
     if models and "://" in models:
-        raise RapportError(
-            f"{models} is not a directory: change the repository where it is published, then copy it there"
-        )
+        raise RapportError(f"{models} is not a directory: change one, then copy it: rapport release push {models}")
     if models:
         return Path(models)
     return WORKSPACE_MODELS if WORKSPACE_MODELS.is_dir() else Path("models")

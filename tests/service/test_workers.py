@@ -23,6 +23,9 @@ from tests.service.test_operations import GOOD, gateway_process, samples, total,
 
 REQUESTS = 60
 
+FOLLOWED = '"event": "releases"'
+"""In the log of a worker once it has loaded what routes.toml names."""
+
 
 @dataclass(frozen=True)
 class Gateway:
@@ -53,7 +56,7 @@ def workers(tmp_path: Path, release: Release, redis_url: str, customers: list[st
 @contextmanager
 def two_workers(tmp_path: Path, release: Release, redis_url: str, **settings: str) -> Iterator[Gateway]:
     with gateway_process(tmp_path, release, redis_url, RAPPORT_WORKERS="2", **settings) as (process, url):
-        until(lambda: (tmp_path / "log").read_text().count("releases loaded") == 2, "they never came up")
+        until(lambda: (tmp_path / "log").read_text().count(FOLLOWED) == 2, "they never came up")
         wait_ready(url)
         yield Gateway(process, url)
 
@@ -88,7 +91,7 @@ def test_a_worker_that_dies_is_replaced_and_takes_no_count_with_it(workers: Gate
     def asking_until(loaded: int) -> bool:
         with ThreadPoolExecutor(8) as pool:
             answers.update(pool.map(lambda _: workers.ask(), range(32)))
-        return log.read_text().count("releases loaded") == loaded
+        return log.read_text().count(FOLLOWED) == loaded
 
     log = tmp_path / "log"
     victim.kill()
