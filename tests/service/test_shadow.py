@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -105,13 +106,8 @@ def repository(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def models(repository: Path, tmp_path: Path) -> Path:
-    """Links to the releases, and routes of its own."""
-    root = tmp_path / "models"
-    root.mkdir()
-    for path in repository.iterdir():
-        if path.is_dir():
-            (root / path.name).symlink_to(path)
-    return root
+    """The same releases, and routes of its own."""
+    return Path(shutil.copytree(repository, tmp_path / "models", copy_function=os.link))
 
 
 def route(models: Path, champion: str, *shadows: str, **more: object) -> None:
