@@ -69,23 +69,26 @@ class Endpoint:
         self.epoch = 0
         self.busy = 0  # batches that run or wait for a slot
         self._slots = asyncio.Semaphore(max_in_flight)
+        self._aside = asyncio.Semaphore(1)
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
     @contextlib.asynccontextmanager
-    async def slot(self, ends: float) -> AsyncIterator[None]:
-        """One of its places for a batch. Raises TimeoutError where none is free by `ends` (monotonic)."""
+    async def slot(self, ends: float, *, aside: bool = False) -> AsyncIterator[None]:
+        """One of its places for a batch, or the one for batches aside. Raises TimeoutError where none is free by `ends`
+        (monotonic)."""
+        slots = self._aside if aside else self._slots
         self.busy += 1
         try:
-            if self._slots.locked():
+            if slots.locked():
                 async with asyncio.timeout(ends - time.monotonic()):
-                    await self._slots.acquire()
+                    await slots.acquire()
             else:
-                await self._slots.acquire()
+                await slots.acquire()
             try:
                 yield
             finally:
-                self._slots.release()
+                slots.release()
         finally:
             self.busy -= 1
 

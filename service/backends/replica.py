@@ -11,14 +11,13 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
 
-from feature_client.contract import CONTRACT_KEY
 from feature_client.golden import Tensors
+from feature_client.onnx_file import GraphError, check_graph
 from feature_client.release import ReleaseError, ReleaseGraph
 from feature_client.triton_config import config_json
 from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, check_golden
 from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable, is_cancelled
 from service.backends.messages import infer_request, outputs_of
-from service.backends.onnx_metadata import metadata_of
 
 log = logging.getLogger("rapport.backends.triton")
 
@@ -63,17 +62,13 @@ class Package:
     def read(cls, graph: ReleaseGraph, instances: int = 1) -> "Package":
         """instances: batches that each Triton runs at once, on each GPU or on its CPUs.
 
-        Raises BackendUnavailable where there is no graph, ReleaseError where it is of another contract."""
+        Raises ReleaseError where it is not there as it was verified, or is no graph of its contract.
+        """
+        content = graph.read()
         try:
-            content = graph.file.read_bytes()
-        except OSError as exc:
-            raise BackendUnavailable(f"{graph.name}: {graph.file.name} cannot be read: {exc.strerror}") from exc
-        try:
-            metadata = metadata_of(content)
-        except ValueError as exc:
-            raise BackendUnavailable(f"{graph.name}: {graph.file.name} is no ONNX model: {exc}") from exc
-        if metadata.get(CONTRACT_KEY) != graph.contract.digest:
-            raise ReleaseError(f"{graph.name}: the graph was exported with another contract")
+            check_graph(content, graph.contract, explains=graph.explains)
+        except GraphError as exc:
+            raise ReleaseError(f"{graph.name}: {exc}") from exc
         # Triton's versions are numbers of 63 bits.
         version = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
         return cls(graph, content, str(version), config_json(graph, version=version, instances=instances))
@@ -112,10 +107,19 @@ class Replica:
         return self._proving is not None or time.monotonic() >= self.try_at
 
     async def infer(
-        self, request: pb.ModelInferRequest, expected: Mapping[str, tuple[int, ...]], ends: float, cap_s: float
+        self,
+        request: pb.ModelInferRequest,
+        expected: Mapping[str, tuple[int, ...]],
+        ends: float,
+        cap_s: float,
+        *,
+        aside: bool = False,
     ) -> Tensors:
-        """Raises BackendUnavailable and its sub-classes; TimeoutError where it ended by `ends` or after `cap_s`."""
-        async with self.endpoint.slot(ends):
+        """aside: it takes the place of those that nobody waits for.
+
+        Raises BackendUnavailable and its sub-classes; TimeoutError where it ended by `ends` or after `cap_s`.
+        """
+        async with self.endpoint.slot(ends, aside=aside):
             seconds = min(ends - time.monotonic(), cap_s)
             try:
                 reply = await self.endpoint.infer(request, seconds)

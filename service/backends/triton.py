@@ -89,6 +89,13 @@ class TritonBackend:
 
     async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
         """Raises BackendUnavailable, BadModelOutput; TimeoutError after `timeout_s`."""
+        return await self._infer(name, tensors, timeout_s, aside=False)
+
+    async def infer_aside(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
+        """See InfersAside: one at a time at each endpoint, beside the batches in flight there."""
+        return await self._infer(name, tensors, timeout_s, aside=True)
+
+    async def _infer(self, name: str, tensors: Tensors, timeout_s: float, *, aside: bool) -> Tensors:
         ends = time.monotonic() + timeout_s
         replicas = self.replicas.get(name)
         if not replicas:
@@ -96,7 +103,7 @@ class TritonBackend:
         request, expected = replicas[0].package.request(tensors)
         replica = await self._choose(replicas, None, ends)
         try:
-            return await replica.infer(request, expected, ends, self.limits.timeout_s)
+            return await replica.infer(request, expected, ends, self.limits.timeout_s, aside=aside)
         except (Unreachable, NotLoaded, Broken, TimeoutError) as exc:
             self._wake[replica.endpoint.address].set()
             if is_over(ends):
@@ -108,7 +115,7 @@ class TritonBackend:
             self._wake[replica.endpoint.address].set()
             raise
         try:
-            return await other.infer(request, expected, ends, self.limits.timeout_s)
+            return await other.infer(request, expected, ends, self.limits.timeout_s, aside=aside)
         except TimeoutError as exc:
             if not is_over(ends):
                 raise BackendUnavailable(f"{name}: no answer within {self.limits.timeout_s} s") from exc

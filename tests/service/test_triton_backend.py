@@ -219,15 +219,14 @@ def test_another_graph_under_the_same_name_is_never_taken_for_it(
     triton: LocalTriton, graph: ReleaseGraph, truth: Offline, versions: tuple[Release, Release]
 ) -> None:
     """Neither while it answers, nor by who comes later: it asks for the version that its own bytes determine."""
-    other = Package.read(versions[0].graphs()[0])
-    assert other.name == graph.name
+    other = Package.read(versions[1].graphs()[0])
     assert other.content != graph.file.read_bytes()
 
     async def scenario(world: World) -> None:
         async with another(triton.address) as rival:
             for version in (other.version, "1"):
                 await rival.unload(graph.name)
-                config = config_json(other.graph, version=int(version))
+                config = config_json(graph, version=int(version))
                 await rival.load(graph.name, config, f"{version}/model.onnx", other.content)
                 assert await asyncio.gather(*(world.outcome() for _ in range(8))) == ["ok"] * 8
 
@@ -238,7 +237,7 @@ def test_wrong_bytes_under_the_right_version_do_not_outlive_the_next_proof(
     triton: LocalTriton, graph: ReleaseGraph, truth: Offline, versions: tuple[Release, Release]
 ) -> None:
     """Nobody does that by mistake. A golden row tells, here and when the next gateway loads."""
-    right, wrong = Package.read(graph), Package.read(versions[0].graphs()[0])
+    right, wrong = Package.read(graph), Package.read(versions[1].graphs()[0])
 
     async def scenario(world: World) -> None:
         async with another(triton.address) as rival:
@@ -498,7 +497,12 @@ def test_no_more_batches_than_allowed_are_at_an_endpoint_and_waiting_costs_the_d
         with pytest.raises(TimeoutError):
             await backend.infer(graph.name, inputs(graph, 3), 0.1)
         assert liar.asked == 2
+        aside = [asyncio.create_task(backend.infer_aside(graph.name, inputs(graph, 3), LONG_S)) for _ in range(2)]
+        await until(lambda: liar.asked == 3)
+        await asyncio.wait(aside, timeout=0.1)
+        assert liar.asked == 3, "one more, for what nobody waits for"
         liar.gate.set()
+        await asyncio.gather(*aside)
         await asyncio.gather(*two)
         await backend.infer(graph.name, inputs(graph, 3), LONG_S)
 
@@ -534,6 +538,14 @@ def test_the_gateway_serves_on_triton_by_its_settings(
         assert ask().status_code == 200, ask().text
         assert requests.get(f"{url}/readyz", timeout=5).json()["backend"] == "ok"
         assert total(url, "rapport_dependency_up", dependency=f"backend:{server.address}") == 1
+
+        with stopped(server):
+            answers = [ask().status_code]
+            while answers[-1] != 503:
+                answers.append(ask().status_code)
+        assert set(answers) == {504, 503}, "late at first, and then it is not asked any more"
+        wait_ready(url, "backend", "ok")
+        assert ask().status_code == 200, ask().text
 
         server.__exit__(None, None, None)
         wait_ready(url, "backend", "unavailable")

@@ -203,6 +203,21 @@ def test_a_connection_that_owes_replies_and_is_silent_is_given_up(redis_url: str
     asyncio.run(scenario())
 
 
+def test_one_that_is_silent_is_given_up_also_by_callers_who_are_cancelled(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(parse(redis_url), silence_s=0.05) as redis:
+            await redis.ask([echo("warm")], PATIENCE_S)
+            patient = asyncio.create_task(redis.ask([SLOW], PATIENCE_S))
+            hasty = asyncio.create_task(redis.ask([echo("late")], PATIENCE_S))
+            await asyncio.wait([hasty], timeout=0.1)
+            hasty.cancel()
+            with pytest.raises(StoreTimeout):
+                await patient
+            assert hasty.cancelled()
+
+    asyncio.run(scenario())
+
+
 def test_nothing_to_ask_is_answered_without_redis_and_keeps_nobody_waiting(redis_url: str) -> None:
     async def scenario() -> None:
         async with connected(parse(redis_url)) as redis:
