@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -41,6 +42,12 @@ class Scenario:
     @property
     def refusals(self) -> Counter[str]:
         return Counter(f"{one.status} {one.code}" for one in self.outcomes if one.status != 200)
+
+    @property
+    def silence(self) -> float:
+        """The longest time in which nobody got an answer."""
+        answered = sorted(one.received for one in self.outcomes if one.status == 200)
+        return max((later - sooner for sooner, later in pairwise(answered)), default=0.0)
 
     @property
     def entities(self) -> int:
@@ -193,8 +200,8 @@ def serves(status: int, body: dict[str, object], route: Route) -> bool:
 def table(scenarios: list[Scenario]) -> list[str]:
     """Markdown, for the log and for docs."""
     lines = [
-        "| scenario | requests | customers | refused | wrong | mixed | route taken after | recovered after |",
-        "|---|---:|---:|---|---:|---:|---|---|",
+        "| scenario | requests | customers | refused | wrong | mixed | route taken after | last refusal after | silence |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for one in scenarios:
         kinds = Counter(violation.kind for violation in one.violations)
@@ -202,7 +209,7 @@ def table(scenarios: list[Scenario]) -> list[str]:
         refused = ", ".join(f"{count} x {code}" for code, count in sorted(one.refusals.items())) or "0"
         lines.append(
             f"| {one.name} | {len(one.outcomes):,} | {one.entities:,} | {refused} | {wrong} | {kinds['mixed']} "
-            f"| {_seconds(one.settled)} | {_seconds(one.recovered)} |"
+            f"| {_seconds(one.settled)} | {_seconds(one.recovered)} | {one.silence:.1f} s |"
         )
     return lines
 
