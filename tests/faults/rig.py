@@ -198,9 +198,9 @@ def serves(status: int, body: dict[str, object], route: Route) -> bool:
 
 
 def table(scenarios: list[Scenario]) -> list[str]:
-    """Markdown, for the log and for docs."""
+    """Markdown, for the log and for docs. route taken, last refusal: after the change, after the fault."""
     lines = [
-        "| scenario | requests | customers | refused | wrong | mixed | route taken after | last refusal after | silence |",
+        "| scenario | requests | customers | refused | wrong | mixed | route taken | last refusal | silence |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for one in scenarios:
