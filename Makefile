@@ -23,7 +23,7 @@ down:
 
 test: $(INSTALLED) system-packages wrk
 	@$(MAKE) -s triton || echo "without it the tests on a real Triton are skipped" >&2
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not image"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not image and not chaos"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -67,6 +67,10 @@ triton: $(INSTALLED)
 # The container image, built and started without a Docker daemon: a tier of its own.
 test-image: $(INSTALLED)
 	$(BIN)/pytest -m image tests/image -s -p no:logging
+
+# Faults in any order under load, for SECONDS= on each backend; SEED= repeats a run, whose seed is its first line.
+test-chaos: $(INSTALLED)
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/pytest -m chaos tests/faults -s -p no:logging
 
 # promtool checks the scrape configuration, the dashboard's queries and the metrics. Unpacked, not installed: Debian's
 # package prometheus would start a server.

@@ -55,11 +55,6 @@ class MirrorError(RapportError):
     """The storage did not answer, or holds something that cannot be taken; the local copies are as they were."""
 
 
-def is_url(models: str) -> bool:
-    """Whether a model repository is named by an address, and not by a path."""
-    return "://" in models
-
-
 class Mirror:
     """The local copy of the repository at `url`.
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from feature_client.clock import replay_clock, wall_clock
 from feature_client.errors import RapportError
-from feature_client.mirror import Mirror, is_url
+from feature_client.mirror import Mirror
 from feature_client.online.reader import FeatureReader
 from feature_client.online.redis_reader import RedisReader
 from service.admission import Admission
@@ -145,7 +145,7 @@ def _releases(settings: Settings, backend: Backend, metrics: Metrics) -> Release
         from feature_client.signature import TrustedKeys  # noqa: PLC0415  (an extra)
 
         trust = TrustedKeys.read(settings.release_key)
-    if settings.models_cache is not None and is_url(str(settings.models)):
+    if settings.models_cache is not None and settings.in_object_storage:
         mirror = Mirror(str(settings.models), settings.models_cache, trust)
     root = mirror.root if mirror else Path(settings.models)
     return Releases(root, backend, metrics, settings.max_deadline_ms / 1_000, trust, mirror)

@@ -1,6 +1,5 @@
 """The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
 
-import json
 import signal
 import sys
 import time
@@ -8,19 +7,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from importlib import import_module
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from feature_client.errors import RapportError
-from service.release_commands import Json, Models, local_repository, read_signing_key
-from service.release_commands import app as releases
+from service.extras import reach
+
+
+class _Releases(TyperGroup):
+    """Commands of a module that is reached only when one is asked for: `serve` forks, and what it forks from must not
+    have imported numpy, which starts threads."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return self._group.list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return self._group.get_command(ctx, cmd_name)
+
+    @cached_property
+    def _group(self) -> TyperGroup:
+        from service.release_commands import app as releases  # noqa: PLC0415
+
+        return typer.main.get_group(releases)
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 events = typer.Typer(no_args_is_help=True, help="Raw customer events: make them, or bring your own.")
 features = typer.Typer(no_args_is_help=True, help="Features: declare, build, put into the online store.")
+releases = typer.Typer(
+    cls=_Releases,
+    no_args_is_help=True,
+    help="Releases: what is published, which one answers whom, and how it changes.",
+)
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 triton = typer.Typer(no_args_is_help=True, help="A real Triton without a container, on this machine's CPUs.")
 app.add_typer(events, name="events")
@@ -78,14 +100,14 @@ def up(
     ] = Runtime.EMBEDDED,
 ) -> None:
     """Everything, from events to a gateway that answers, until Ctrl-C."""
-    module = _extra("service.up", "local")
+    module = reach("service.up", "local")
     module.up(module.Request(home, data, customers, seed, port, backend.value))
 
 
 @app.command()
 def down(home: Home = DEFAULT_HOME) -> None:
     """End what `rapport up` started."""
-    ended = _extra("service.up", "local").down(home)
+    ended = reach("service.up", "local").down(home)
     print(f"ended {len(ended)} processes" if ended else "nothing was running")  # noqa: T201
 
 
@@ -100,7 +122,7 @@ def prepare(
     """The offline half of `up`: whatever is stale of events, features, online store, model and release."""
     from service.steps import Stamps  # noqa: PLC0415  (only where it is needed)
 
-    request = _extra("service.up", "local").Request(home, data, customers, seed, 0)
+    request = reach("service.up", "local").Request(home, data, customers, seed, 0)
     workspace = _workspace(request.workspace, redis)
     steps: dict[str, Callable[[], object]] = {
         "events": lambda: (
@@ -234,37 +256,6 @@ def republish(
         print(f"published {release.name}")  # noqa: T201
 
 
-@releases.command("publish")
-def release_publish(
-    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
-    models: Models = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="A release of another repository, as in /there/models/engagement.3, to take over."),
-    ] = None,
-    sign_with: Annotated[
-        Path | None,
-        typer.Option(envvar="RAPPORT_SIGNING_KEY", help="A private key, of `rapport release keygen`: sign with it."),
-    ] = None,
-    as_json: Json = False,  # noqa: FBT002
-) -> None:
-    """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
-    place = _workspace(workspace)
-    root = place.models if models is None else local_repository(models)
-    key = None if sign_with is None else read_signing_key(sign_with)
-    published = (
-        _export("pipeline").publish_unrouted(place, root, key)
-        if source is None
-        else _export("republish").take_over(source, root, key)
-    )
-    model, version = published.manifest.model, published.manifest.version
-    if as_json:
-        print(json.dumps({"models": str(root), "model": model, "version": version}))  # noqa: T201
-        return
-    print(f"published {published.name} in {root}; nobody is sent to it yet")  # noqa: T201
-    print(f"next: rapport release load {model} {version} --models {root}")  # noqa: T201
-
-
 @app.command()
 def redis(
     directory: Annotated[Path, typer.Argument(help="Where it keeps its log and, if persistent, its data.")],
@@ -361,18 +352,11 @@ def _workspace(root: Path, redis: str = DEFAULT_REDIS) -> Any:
 
 
 def _offline(module: str) -> Any:
-    return _extra(f"feature_client.offline.{module}", "features")
+    return reach(f"feature_client.offline.{module}", "features")
 
 
 def _export(module: str) -> Any:
-    return _extra(f"model_export.{module}", "export")
-
-
-def _extra(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as exc:
-        raise RapportError(f"{exc.name} is not installed: pip install 'rapport[{extra}]'") from exc
+    return reach(f"model_export.{module}", "export")
 
 
 def _instant(text: str | None) -> datetime | None:

@@ -1,5 +1,6 @@
 """`rapport release compare`: the verdict on a shadow, from what the gateway kept of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import msgspec
 import typer
 
 from feature_client.errors import RapportError
-from service.comparison import Comparison, Thresholds, compare
+from service.comparison import MIN_TIMED, Comparison, Latency, Thresholds, compare
 from service.shadow_records import read_pairs
 
 HOLD = 3
@@ -76,11 +77,10 @@ def compare_releases(
 
 def lines(found: Comparison) -> list[str]:
     """The comparison as a person reads it."""
-    hours = found.seconds / 3600
     text = [
         f"{found.model}: champion {found.champion}, shadow {found.shadow}",
         (
-            f"{found.customers:,} customers, the last of {found.pairs:,} answers of each, over {hours:,.1f} h"
+            f"{found.customers:,} customers, the last of {found.pairs:,} answers of each, over {_time(found.seconds)}"
             f"; left out: {found.unknown:,} unknown customers, {found.failed:,} rows that the shadow failed, "
             f"{found.incomparable:,} that are not comparable"
         ),
@@ -117,13 +117,7 @@ def lines(found: Comparison) -> list[str]:
             ],
         ),
         "",
-        *_table(
-            ("rows of a batch", "batches", "champion us/row", "shadow us/row", "times"),
-            [
-                (one.rows, f"{one.batches:,}", f"{one.champion_us:.1f}", f"{one.shadow_us:.1f}", f"{one.ratio:.2f}")
-                for one in found.latency
-            ],
-        ),
+        *_latency(found.latency),
         "",
         (
             f"degraded: {found.champion_degraded:.1%} of the customers with the champion, "
@@ -135,6 +129,24 @@ def lines(found: Comparison) -> list[str]:
     if found.damaged_lines or found.older_files:
         text.append(f"left out: {found.damaged_lines:,} damaged lines, {found.older_files:,} files of other contracts")
     return [*text, "", f"verdict: {found.verdict}", *(f"  {reason}" for reason in found.reasons)]
+
+
+def _latency(latency: Sequence[Latency]) -> list[str]:
+    if not latency:
+        return [f"time: fewer than {MIN_TIMED} timed inferences of any size"]
+    return _table(
+        ("rows of a batch", "batches", "champion us/row", "shadow us/row", "times"),
+        [
+            (one.rows, f"{one.batches:,}", f"{one.champion_us:.1f}", f"{one.shadow_us:.1f}", f"{one.ratio:.2f}")
+            for one in latency
+        ],
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:,.0f} h"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

@@ -23,8 +23,8 @@ TOP = 3
 MIN_EXPLAINED = 30
 """Customers with attributions of both: fewer say nothing about a mean."""
 
-MIN_TIMED = 10
-"""Pairs of inferences of about one size, until their median says something."""
+MIN_TIMED = 20
+"""Timed slices of about one size, until their median says something."""
 
 SMOOTHING = 0.5
 """Added to the count of every decile, so that an empty one is no infinite shift (Jeffreys' prior)."""
@@ -40,8 +40,8 @@ class Thresholds:
         0.1 to 0.25 something has, above 0.25 the population is another one.
     max_ks: a tenth of the customers on the other side of some threshold, wherever one may be.
     max_mean_shift: of the mean, in standard deviations of the champion: half of what counts as a small effect (Cohen).
-    min_rank: Spearman. Two trainings of one network on the same data reach 0.97 and more; a ranking that is used to
-        pick customers is another one well above 0.9.
+    min_rank: Spearman. On 4,000 generated customers, two trainings that differ in nothing but their seed reach 0.97 to
+        0.99, with 85 to 91 % of the top tenth in common: what is below has learned something else.
     min_top_overlap: share of the champion's best tenth that is in the shadow's: who is called, mailed or courted.
     max_segment_changes: share of customers who are called something else than before.
     max_undefined_changes: share for whom one has a score and the other none.

@@ -14,8 +14,10 @@ import typer
 from feature_client.errors import RapportError
 from feature_client.release import SIGNATURE, Release, ReleaseError, read_release
 from feature_client.repository import Listed, Pruning, promote, prunable, prune, roles, take_inventory
-from feature_client.routes import Canary, Route, RoutesError, change_route
+from feature_client.routes import Canary, Route, RoutesError, change_route, read_routes
 from service.backends import Backend, BackendUnavailable, BadModelOutput
+from service.compare_command import compare_releases
+from service.extras import reach
 from service.watching import wait_until_served
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Releases: what is published, which one answers whom, and how it changes.")
 
-WORKSPACE_MODELS = Path(".rapport/generated/models")
+WORKSPACE = Path(".rapport/generated")
+WORKSPACE_MODELS = WORKSPACE / "models"
 KEEP = 3
 
 Model = Annotated[str, typer.Argument(help="The model's name.")]
@@ -250,12 +253,65 @@ def prune_releases(
     typer.echo(f"{verb} {names}: {_size(pruning.size)}" if names else "nothing to remove")
 
 
+@app.command("publish")
+def publish(
+    workspace: Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")] = WORKSPACE,
+    models: Models = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A release of another repository, as in /there/models/engagement.3, to take over."),
+    ] = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(envvar="RAPPORT_SIGNING_KEY", help="A private key, of `rapport release keygen`: sign with it."),
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
+    place = reach("feature_client.offline.workspace", "features").Workspace(workspace)
+    root = place.models if models is None else local_repository(models)
+    key = None if sign_with is None else read_signing_key(sign_with)
+    published = (
+        reach("model_export.pipeline", "export").publish_unrouted(place, root, key)
+        if source is None
+        else reach("model_export.republish", "export").take_over(source, root, key)
+    )
+    model, version = published.manifest.model, published.manifest.version
+    if as_json:
+        _print_json({"models": str(root), "model": model, "version": version})
+        return
+    typer.echo(f"published {published.name} in {root}; nobody is sent to it yet")
+    typer.echo(f"next: rapport release load {model} {version} --models {root}")
+
+
+@app.command()
+def push(
+    url: Annotated[str, typer.Argument(help="The repository in object storage, such as s3://bucket/models.")],
+    models: Models = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Copy the releases that routes name to object storage, and then routes.toml: gateways follow it from there."""
+    from feature_client import mirror  # noqa: PLC0415  (needs an extra)
+
+    root = local_repository(models)
+    named = [(model, version) for model, route in read_routes(root).items() for version in route.named]
+    for model, version in named:
+        mirror.push(root, url, model, version)
+    mirror.push_routes(root, url)
+    names = [f"{model}.{version}" for model, version in named]
+    if as_json:
+        _print_json({"url": url, "names": names})
+        return
+    typer.echo(f"{url} has {', '.join(names)} and routes.toml")
+
+
+app.command("compare")(compare_releases)
+
+
 def local_repository(models: str | None) -> Path:
     """Raises RapportError for a URL: routes and releases change where there are locks and renames."""
     if models and "://" in models:
-        raise RapportError(
-            f"{models} is not a directory: change the repository where it is published, then copy it there"
-        )
+        raise RapportError(f"{models} is not a directory: change one, then copy it: rapport release push {models}")
     if models:
         return Path(models)
     return WORKSPACE_MODELS if WORKSPACE_MODELS.is_dir() else Path("models")

@@ -9,9 +9,6 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from feature_client.mirror import is_url
-from feature_client.triton_config import SCORE_MAX_ROWS
-
 ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
@@ -86,7 +83,12 @@ class Settings(BaseSettings):
         4_000, ge=1_000, description="Entities admitted and not yet answered; beyond it, 503. Bounds memory and queues."
     )
     max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
-    max_batch_rows: int = Field(1_024, ge=1_000, description="Entities in one feature read and one inference.")
+    max_batch_rows: int = Field(
+        1_024,
+        ge=1_000,
+        le=1_024,  # what a release's config.pbtxt lets Triton take
+        description="Entities in one feature read and one inference.",
+    )
     slice_rows: int = Field(
         128,
         ge=1,
@@ -119,6 +121,10 @@ class Settings(BaseSettings):
     release_poll_s: float = Field(1.0, gt=0, description="How often routes.toml is looked at.")
     drain_s: int = Field(5, ge=0, description="After SIGTERM, requests in flight get this long.")
 
+    @property
+    def in_object_storage(self) -> bool:
+        return "://" in str(self.models)
+
     @field_validator("as_of")
     @classmethod
     def _as_of_has_a_zone(cls, as_of: datetime | None) -> datetime | None:
@@ -131,8 +137,6 @@ class Settings(BaseSettings):
         wrong = [address for address in self.triton_endpoints if not ADDRESS.fullmatch(address)]
         if wrong:
             raise ValueError(f"RAPPORT_TRITON is host:port[,host:port...], not {wrong[0]!r}")
-        if self.backend == "triton" and self.max_batch_rows > SCORE_MAX_ROWS:
-            raise ValueError(f"RAPPORT_MAX_BATCH_ROWS: at most {SCORE_MAX_ROWS} with Triton, whose models take no more")
         if self.backend == "triton" and not self.triton_endpoints:
             raise ValueError("RAPPORT_BACKEND=triton needs RAPPORT_TRITON=host:port of its gRPC")
         return self
@@ -143,7 +147,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _object_storage_has_a_cache(self) -> "Settings":
-        if is_url(str(self.models)) and self.models_cache is None:
+        if self.in_object_storage and self.models_cache is None:
             raise ValueError("RAPPORT_MODELS is in object storage: set RAPPORT_MODELS_CACHE to a directory for copies")
         return self
 

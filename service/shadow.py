@@ -10,6 +10,7 @@ those of a canary, and not those that asked for reasons.
 
 import asyncio
 import logging
+import math
 import time
 import zlib
 from collections import deque
@@ -67,7 +68,7 @@ EXPLAINING_S = 30.0
 than into scores."""
 
 TIMED_EVERY = 4
-"""One slice in so many is scored by the champion once more, in the shadow's way, so that their times compare."""
+"""One slice in so many is scored once more by both, in the same way, so that their times compare."""
 
 
 NOT_EXPLAINED: tuple[tuple[bytes, bytes], tuple[int, ...]] = ((b"", b""), ())
@@ -229,7 +230,8 @@ class Shadows:
             if not model.shadows:
                 continue
             known = before.get(name)
-            if known is not None and [f.loaded for f in known.followers] == list(model.shadows):
+            now = [model.champion, *model.shadows]
+            if known is not None and [known.champion, *(f.loaded for f in known.followers)] == now:
                 self._following[name] = known
                 continue
             try:
@@ -310,6 +312,8 @@ class Shadows:
         spent = time.monotonic() - started
         self._free_at = time.monotonic() + spent * (1 / SHARE - 1)
         await self._keep(follower, line, [answered.keys[row].values for row in kept])
+        for outcome, count in (("scored", line.rows), ("incomparable", line.incomparable), ("failed", line.failed)):
+            self._count(follower, outcome, count)
 
     async def _turn(self) -> None:
         """Until it may work."""
@@ -331,13 +335,13 @@ class Shadows:
         contract = follower.loaded.release.contract
         stored, rows_left = await self._stored(follower, answered, rows)
         line = Line(time.time(), answered.as_of, incomparable=len(rows) - len(rows_left))
-        self._count(follower, "incomparable", line.incomparable)
         if not rows_left:
             return line, []
         overrides = None if answered.overrides is None else [answered.overrides[row] for row in rows_left]
         encoded = contract.schema.encode(stored, answered.as_of, overrides)
         champions = answered.encoded.rows(rows_left)
-        outputs, seconds = await self._both(follower, following.champion, encoded.tensors, champions.tensors)
+        outputs = await self._scores(follower, encoded.tensors)
+        seconds = await self._times(follower, following.champion, encoded.tensors, champions.tensors)
         scores = np.where(contract.eligible(encoded), outputs["scores"], np.nan)
         whys, places = await self._explanations(
             follower,
@@ -347,7 +351,6 @@ class Shadows:
             [place for place, row in enumerate(rows_left) if row in explained],
         )
         follower.failures = 0
-        self._count(follower, "scored", len(rows_left))
         return Line(
             line.at,
             answered.as_of,
@@ -384,29 +387,32 @@ class Shadows:
         whole = [place for place in range(len(left)) if place not in stored.refused]
         return stored.take(whole) if stored.refused else stored, [left[place] for place in whole]
 
-    async def _both(
-        self, follower: Follower, champion: Loaded, tensors: Tensors, champions: Tensors
-    ) -> tuple[Tensors, tuple[float | None, float | None]]:
-        """The shadow's outputs, and where both are timed, what each took: who goes first changes."""
-        follower.slices += 1
-        is_timed, is_first = follower.slices % TIMED_EVERY == 0, follower.slices // TIMED_EVERY % 2
-        champion_s = await self._time(champion, champions) if is_timed and not is_first else None
-        started = time.perf_counter()
+    async def _scores(self, follower: Follower, tensors: Tensors) -> Tensors:
+        started = time.monotonic()
         outputs = await self._infer(follower.loaded, tensors)
-        shadow_s = time.perf_counter() - started
-        follower.scoring_s += shadow_s
-        if is_timed and is_first:
-            champion_s = await self._time(champion, champions)
-        return outputs, (champion_s, shadow_s if is_timed else None)
+        follower.scoring_s += time.monotonic() - started
+        return outputs
 
-    async def _time(self, champion: Loaded, tensors: Tensors) -> float | None:
-        """Seconds; None where it fails, which is no fault of the shadow."""
-        started = time.perf_counter()
+    async def _times(
+        self, follower: Follower, champion: Loaded, tensors: Tensors, champions: Tensors
+    ) -> tuple[float | None, float | None]:
+        """Seconds of one inference of each; None where it is not their turn, or one of them fails.
+
+        In turns, and the faster of two: whoever comes first after a rest pays for a thread and caches gone cold, which
+        is more than most inferences take.
+        """
+        follower.slices += 1
+        if follower.slices % TIMED_EVERY:
+            return None, None
+        taken: dict[Loaded, float] = {}
         try:
-            await self._infer(champion, tensors)
-        except Exception:  # noqa: BLE001
-            return None
-        return time.perf_counter() - started
+            for loaded, inputs in ((champion, champions), (follower.loaded, tensors)) * 2:
+                started = time.perf_counter()
+                await self._infer(loaded, inputs)
+                taken[loaded] = min(taken.get(loaded, math.inf), time.perf_counter() - started)
+        except Exception:  # noqa: BLE001  (a champion that fails here is no fault of the shadow)
+            return None, None
+        return taken[champion], taken[follower.loaded]
 
     async def _explanations(
         self, follower: Follower, champion: Loaded, encoded: Encoded, champions: Encoded, places: Sequence[int]
@@ -458,7 +464,6 @@ class Shadows:
             self._unwritten = None
 
     def _failed(self, follower: Follower, error: Exception, rows: int) -> Line:
-        self._count(follower, "failed", rows)
         if follower.failures == 0:
             reason = str(error) or type(error).__name__
             log.warning("a shadow failed", extra={"release": follower.loaded.release.name, "reason": reason})

@@ -15,7 +15,7 @@ OURS = ("feature_client", "model_export", "service", "loadtests", "tests")
 HEAVY = ("feature_client.offline", "feature_client.feature_repo", "feature_client.online.feast_sdk")
 """The parts of feature_client that may import Feast and its kin."""
 
-LAZY = "service.cli"
+LAZY = "service.extras"
 """Reaches the extras by name, when a sub-command needs them; nothing else imports by name."""
 
 

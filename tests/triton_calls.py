@@ -1,6 +1,7 @@
 """What a test asks of a real Triton, in its own protocol."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,9 +68,18 @@ def infer_at_once(one: Any, graph: ReleaseGraph, requests: Sequence[Tensors]) ->
 
 
 def batches(one: Any, name: str) -> tuple[int, int]:
-    """Rows that were inferred, and runs that it took."""
+    """Rows that were inferred, and runs that it took. Triton counts a run a moment after it has answered."""
     [statistics] = one.get_inference_statistics(name).model_stats
     return statistics.inference_count, statistics.execution_count
+
+
+def batches_when(one: Any, name: str, *, rows: int = 0, runs: int = 0) -> tuple[int, int]:
+    """The same, as soon as there are so many."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while (found := batches(one, name))[0] < rows or found[1] < runs:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
 
 
 def _inputs(tensors: Tensors) -> list[Any]:

@@ -1,17 +1,16 @@
-"""What to set for a gateway on Triton: each setting beside the defaults, at the same time on the same machine."""
+"""What to set for a gateway on Triton: each setting beside the defaults."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from loadtests.bench.plan import Plan, in_turn, ratios
+from loadtests.bench.plan import Plan, ratios
 from loadtests.bench.report import Row, absolute
 from loadtests.bench.servers import ServerError
 from loadtests.bench.targets import Cost, Target, bodies_of, gateway
-from loadtests.bench.triton import FREE
+from loadtests.bench.triton import FREE, NAME
 from loadtests.bench.triton_server import Graph, Triton, golden_rows, on, release, running
 
 CLIENTS = 64
@@ -20,16 +19,11 @@ INSTANCES = "triton_instances"
 
 @dataclass(frozen=True)
 class Setting:
-    """model: fields of Triton's ModelConfig. gateway: RAPPORT_*, in small letters. Both beside the defaults."""
+    """gateway: RAPPORT_*, in small letters. model: fields of Triton's ModelConfig. Both beside the defaults."""
 
     what: str
-    model: Mapping[str, Any] = field(default_factory=dict)
     gateway: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def loaded(self) -> tuple[Mapping[str, Any], object]:
-        """What decides how Triton runs the model: gateways of which this is equal can share one."""
-        return self.model, self.gateway.get(INSTANCES)
+    model: Mapping[str, Any] = field(default_factory=dict)
 
 
 def in_flight(batches: int) -> Mapping[str, object]:
@@ -38,52 +32,50 @@ def in_flight(batches: int) -> Mapping[str, object]:
 
 
 SETTINGS = (
-    Setting("defaults"),
-    Setting("1 batch in flight", gateway=in_flight(1)),
-    Setting("4 batches in flight", gateway=in_flight(4)),
-    Setting("8 batches in flight", gateway=in_flight(8)),
-    Setting("2 instances, 4 batches in flight", gateway={**in_flight(4), INSTANCES: 2}),
-    Setting("2 threads", {"parameters": {"intra_op_thread_count": {"string_value": "2"}}}),
-    Setting("no dynamic batching", {"dynamic_batching": None}),
+    Setting("1 batch in flight", in_flight(1)),
+    # The defaults, as long as they are that: how far two of the same are apart.
+    Setting("2 batches in flight", in_flight(2)),
+    Setting("4 batches in flight", in_flight(4)),
+    Setting("8 batches in flight", in_flight(8)),
+    Setting("2 instances, 4 batches in flight", {**in_flight(4), INSTANCES: 2}),
+    Setting("2 threads", model={"parameters": {"intra_op_thread_count": {"string_value": "2"}}}),
+    Setting("no dynamic batching", model={"dynamic_batching": None}),
 )
 
 
 def triton_settings(plan: Plan) -> Iterator[Row]:
-    """Throughput and p99 at 64 clients of a gateway each, on a Triton for each model config; nobody is pinned."""
-    with ExitStack() as stack:
-        targets = [target for _, target in started(plan, stack)]
-        bodies = bodies_of(plan.home, plan.home.customers)
-        # Many are compared: each gets half of the usual time a round.
-        drives = [partial(target.drive, bodies, CLIENTS, plan.seconds / 2) for target in targets]
-        rounds = list(in_turn(plan.rounds, drives))
-    for at, setting in enumerate(SETTINGS):
-        yield compared(setting, at, [(costs[at], costs[0]) for costs in rounds])
-
-
-def started(plan: Plan, stack: ExitStack) -> Iterator[tuple[Setting, Target]]:
-    """Raises ServerError where a gateway runs another model config than it should."""
+    """Throughput and p99 at 64 clients, one pair a round, nobody pinned. What a gateway sends to Triton otherwise than
+    by default gets a Triton of its own; the rest shares one."""
     directory = release(plan.home)
-    file, golden = directory / "1/model.onnx", golden_rows(directory)
-    servers: list[tuple[Setting, Triton]] = []
-    shipped: Graph | None = None
-    for setting in SETTINGS:
-        server = next((server for first, server in servers if first.loaded == setting.loaded), None)
-        sent: Graph | None = None
-        if server is None:
-            server = stack.enter_context(running(plan.home))
-            servers.append((setting, server))
-            if shipped is not None and setting.model:
-                # Sent under the name and version of the gateway's own, which then finds it loaded and proves it.
-                server.load(varied(shipped, setting.model))
-                sent = server.graph(directory.name, file)
-                server.check(sent, golden)
-        name = f"rapport on Triton, {setting.what}"
-        target = stack.enter_context(gateway(on(server, plan.home, **setting.gateway), FREE, name=name))
-        found = server.graph(directory.name, file)
-        if sent is not None and found != sent:
-            raise ServerError(f"{name}: the gateway loaded the model with its own config in place of this one")
-        shipped = shipped or found
-        yield setting, target
+    bodies = bodies_of(plan.home, plan.home.customers)
+    with running(plan.home) as server, gateway(on(server, plan.home), FREE, name=NAME) as defaults:
+        shipped = server.graph(directory.name, directory / "1/model.onnx")
+        for at, setting in enumerate(SETTINGS):
+            # One after the other: gateways that nobody asks prove their graphs once a second, which costs others CPU.
+            with changed(plan, setting, server, shipped) as target:
+                # Many are compared: each gets half of the usual time.
+                drives = [partial(one.drive, bodies, CLIENTS, plan.seconds / 2) for one in (target, defaults)]
+                pairs = list(plan.interleaved(*drives))
+            yield compared(f"triton_settings_{at + 1}", setting, pairs)
+
+
+@contextmanager
+def changed(plan: Plan, setting: Setting, server: Triton, shipped: Graph) -> Iterator[Target]:
+    """server: that of the defaults. Raises ServerError where the gateway runs another model config than it should."""
+    directory = release(plan.home)
+    file, sent = directory / "1/model.onnx", None
+    name = f"{NAME}, {setting.what}"
+    alone = setting.model or INSTANCES in setting.gateway
+    with running(plan.home) if alone else nullcontext(server) as triton:
+        if setting.model:
+            # Under the name and version of the gateway's own, which then finds it loaded and proves it.
+            triton.load(varied(shipped, setting.model))
+            sent = triton.graph(directory.name, file)
+            triton.check(sent, golden_rows(directory))
+        with gateway(on(triton, plan.home, **setting.gateway), FREE, name=name) as target:
+            if sent is not None and triton.graph(directory.name, file) != sent:
+                raise ServerError(f"{name}: the gateway loaded the model with its own config in place of this one")
+            yield target
 
 
 def varied(graph: Graph, changes: Mapping[str, Any]) -> Graph:
@@ -94,12 +86,11 @@ def varied(graph: Graph, changes: Mapping[str, Any]) -> Graph:
     return graph.varied(changes)
 
 
-def compared(setting: Setting, at: int, measured: Sequence[tuple[Cost, Cost]]) -> Row:
-    """The defaults are in the table, too, for their own figures."""
+def compared(name: str, setting: Setting, measured: Sequence[tuple[Cost, Cost]]) -> Row:
     rates = [(one.load.requests_per_s, other.load.requests_per_s) for one, other in measured]
-    p99_ms = [one.load.p99_ms for one, _ in measured]
+    p99_ms = [(one.load.p99_ms, other.load.p99_ms) for one, other in measured]
     return Row(
-        f"triton_settings_{at}",
+        name,
         f"predict on Triton, {CLIENTS} clients, {setting.what}, against the defaults",
         ratios(rates),
         "times",
@@ -107,10 +98,11 @@ def compared(setting: Setting, at: int, measured: Sequence[tuple[Cost, Cost]]) -
             "gateway": setting.gateway,
             "model": setting.model,
             "requests_per_s": [round(one, 1) for one, _ in rates],
+            "defaults_requests_per_s": [round(other, 1) for _, other in rates],
             "cpu_us": [round(one.cpu_us, 1) for one, _ in measured],
-            "p50_ms": [one.load.p50_ms for one, _ in measured],
-            "p99_ms": p99_ms,
+            "p99_ms": [one for one, _ in p99_ms],
+            "defaults_p99_ms": [other for _, other in p99_ms],
         },
         absolute=absolute([one for one, _ in rates], [other for _, other in rates], "requests/s")
-        + f"; p99 {statistics.median(p99_ms):.3g} ms",
+        + f"; p99 {absolute([one for one, _ in p99_ms], [other for _, other in p99_ms], 'ms')}",
     )

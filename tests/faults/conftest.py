@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from feature_client.errors import RapportError
 from feature_client.online.local_redis import LocalRedis
 from feature_client.routes import Route
+from service.local_triton import LocalTriton
+from service.triton_install import find
 from tests.faults.checks import counted_once
 from tests.faults.gateway import GatewayProcess
 from tests.faults.oracle import Oracle
 from tests.faults.promise import Promise
+from tests.faults.publisher import Publisher
 from tests.faults.repository import write_routes
 from tests.faults.rig import Rig, Scenario, table
 from tests.faults.traffic import Asks, TrafficDriver
@@ -83,6 +87,24 @@ def rigs(
             return rig
 
         yield begin
+
+
+@pytest.fixture(scope="module")
+def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], LocalTriton]]:
+    """Tritons of their own, for they are killed."""
+    try:
+        installation = find()
+    except RapportError as exc:
+        pytest.skip(str(exc))
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(LocalTriton(tmp_path_factory.mktemp("triton"), installation=installation))
+
+
+@pytest.fixture(scope="module")
+def publishers() -> Iterator[Callable[[Rig], Publisher]]:
+    """Publishers into the repository of a rig."""
+    with ExitStack() as stack:
+        yield lambda rig: stack.enter_context(Publisher(rig.root))
 
 
 def account(rig: Rig) -> None:

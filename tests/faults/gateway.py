@@ -97,5 +97,5 @@ class GatewayProcess:
         try:
             # Several, over connections of their own: no worker may be left that is not ready.
             return all(requests.get(f"{self.url}/readyz", timeout=10).json()["ready"] for _ in range(4))
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False

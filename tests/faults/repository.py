@@ -29,6 +29,8 @@ def write_routes(root: Path, route: Route) -> None:
         lines.append(f"shadow = {list(route.shadow)}")
     if route.standby:
         lines.append(f"standby = {list(route.standby)}")
+    if route.salt:
+        lines.append(f'salt = "{route.salt}"')
     replace_routes(root, "\n".join(lines) + "\n")
 
 
@@ -107,3 +109,32 @@ def contract_of(other: int) -> Change:
         shutil.copyfile(score.parent / f"{MODEL}.{other}" / "contract.json", score / "contract.json")
 
     return change
+
+
+DAMAGE: dict[str, tuple[Change | None, Change | None]] = {
+    "truncated": (None, truncated),
+    "zero-byte": (None, zero_byte),
+    "flipped byte": (None, flipped_byte),
+    "truncated, sums made anew": (truncated, None),
+    "NaN weights, sums made anew": (nan_weights, None),
+    "wrong contract, sums made anew": (contract_of(1), None),
+}
+"""What is done to a release before its manifest is written, and after."""
+
+
+def damaged(root: Path, source: int, damage: str) -> int:
+    """The next version: `source`, damaged. Not 1, whose contract is the wrong one."""
+    before, after = DAMAGE[damage]
+    version = forge(root, source, before)
+    if after is not None:
+        after(root / f"{MODEL}.{version}", root / f"{MODEL}.{version}.explain")
+    return version
+
+
+UNREADABLE = {
+    "cut off": "[engagement",
+    "no model": "champion = 1\n",
+    "no version": "[engagement]\nchampion = -1\n",
+    "empty": "",
+}
+"""Texts of routes.toml."""

@@ -1,5 +1,7 @@
 """One gateway under continuous load, and scenarios that happen to it one after the other."""
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,16 +11,18 @@ from pathlib import Path
 
 import psutil
 
-from feature_client.routes import Route
+from feature_client.routes import Route, read_routes
 from tests.faults.checks import Violation, judge
 from tests.faults.gateway import WORKERS, GatewayProcess
 from tests.faults.oracle import Oracle
 from tests.faults.promise import Promise, Refusal, Window
-from tests.faults.repository import write_routes
+from tests.faults.repository import MODEL, write_routes
 from tests.faults.traffic import Outcome, TrafficDriver, until
 
 AFTERMATH = 60
 """Requests that a scenario waits for at its end: what it broke shows in them."""
+
+FAILURES = "rapport_reload_failures_total"
 
 
 @dataclass
@@ -55,9 +59,9 @@ class Rig:
     @contextmanager
     def scenario(self, name: str, start: Route) -> Iterator[Scenario]:
         """Judges everything that was answered during the block; an AssertionError tells the first violations."""
+        self.spread()
         if self.promise.periods[-1].route != start:
             self.route(start)
-        self.spread()
         first = len(self.driver.history)
         current = Scenario(f"{self.backend}: {name}", warned=len(self.gateway.events("WARNING")))
         yield current
@@ -65,7 +69,8 @@ class Rig:
         current.outcomes = self.driver.history[first:].copy()
         current.violations = judge(current.outcomes, self.promise, self.oracle)
         self.done.append(current)
-        assert not current.violations, "\n".join(map(str, current.violations[:10]))
+        kinds = Counter(violation.kind for violation in current.violations)
+        assert not kinds, "\n".join([str(dict(kinds)), *map(str, current.violations[:10])])
 
     def route(self, route: Route, current: Scenario | None = None) -> None:
         """Writes the route and waits until every worker has taken it."""
@@ -74,13 +79,34 @@ class Rig:
         write_routes(self.root, route)
         self.settle(current, since)
 
+    def command(self, current: Scenario, route: Route, *arguments: str) -> None:
+        """`rapport release ...`, which writes `route`, and waits until every worker has taken it."""
+        since = time.monotonic()
+        self.promise.expect(route)
+        command, *options = arguments
+        subprocess.run(
+            [sys.executable, "-m", "service.cli", "release", command, MODEL, "--models", str(self.root), *options],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert read_routes(self.root)[MODEL] == route
+        self.settle(current, since)
+
+    @contextmanager
+    def counted_failure(self) -> Iterator[None]:
+        """What happens in the block is counted as a failure by every worker."""
+        before = self.gateway.total(FAILURES)
+        yield
+        until(lambda: self.gateway.total(FAILURES) >= before + WORKERS, "failures that are counted")
+
     def settle(self, current: Scenario | None, since: float) -> None:
         """Until every connection's worker serves what is expected last."""
         route = self.promise.periods[-1].route
-        until(
-            lambda: all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models")),
-            str(route),
-        )
+        self.spread()
+
+        def taken() -> bool:
+            return all(serves(status, body, route) for status, body in self.driver.everywhere("/v1/models"))
+
+        until(taken, f"every worker on {route}")
         self.promise.settled()
         if current is not None:
             current.settled.append(time.monotonic() - since)
@@ -133,12 +159,11 @@ def serves(status: int, body: dict[str, object], route: Route) -> bool:
     if status != 200 or not isinstance(models, list) or len(models) != 1:
         return False
     [model] = models
-    canary = model.get("canary")
+    canary = route.canary and {"version": str(route.canary.version), "percent": route.canary.percent}
     return (
         model["champion"] == str(route.champion)
         and {str(version) for version in route.named} <= set(model["versions"])
-        and (canary and (canary["version"], canary["percent"]))
-        == (route.canary and (str(route.canary.version), route.canary.percent))
+        and model["canary"] == canary
     )
 
 

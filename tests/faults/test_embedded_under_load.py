@@ -3,18 +3,26 @@
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from feature_client.routes import Canary, Route, read_routes
-from tests.faults import repository
 from tests.faults.conftest import HOME
 from tests.faults.gateway import WORKERS
 from tests.faults.promise import GONE
 from tests.faults.publisher import Publisher
-from tests.faults.repository import MODEL, forge, next_version, replace_routes, write_routes
-from tests.faults.rig import Rig
+from tests.faults.repository import (
+    DAMAGE,
+    MODEL,
+    UNREADABLE,
+    damaged,
+    forge,
+    next_version,
+    replace_routes,
+    write_routes,
+)
+from tests.faults.rig import AFTERMATH, Rig
 from tests.faults.traffic import Ask, until
 
 KILLS = 8
@@ -26,9 +34,8 @@ def rig(rigs: Callable[..., Rig]) -> Rig:
 
 
 @pytest.fixture(scope="module")
-def publisher(rig: Rig) -> Iterator[Publisher]:
-    with Publisher(rig.root) as program:
-        yield program
+def publisher(rig: Rig, publishers: Callable[[Rig], Publisher]) -> Publisher:
+    return publishers(rig)
 
 
 def test_a_release_that_is_published_changes_nothing(rig: Rig, publisher: Publisher) -> None:
@@ -39,11 +46,11 @@ def test_a_release_that_is_published_changes_nothing(rig: Rig, publisher: Publis
 
 def test_a_promotion_and_a_rollback_fail_nobody(rig: Rig) -> None:
     with rig.scenario("promote", HOME) as current:
-        rig.route(Route(champion=2, previous=1), current)
+        rig.command(current, Route(champion=2, previous=1), "route", "--champion", "2")
     with rig.scenario("roll back", Route(champion=2, previous=1)) as current:
-        rig.route(HOME, current)
+        rig.command(current, HOME, "rollback")
     with rig.scenario("promote to other features", HOME) as current:
-        rig.route(Route(champion=3, previous=1), current)
+        rig.command(current, Route(champion=3, previous=1), "route", "--champion", "3")
 
 
 def test_a_canarys_customers_stay_its_own(rig: Rig) -> None:
@@ -66,7 +73,7 @@ def test_a_canarys_customers_stay_its_own(rig: Rig) -> None:
 
     tenth = Route(champion=1, previous=2, canary=Canary(version=3, percent=10))
     with rig.scenario("canary 10 %", HOME) as current:
-        rig.route(tenth, current)
+        rig.command(current, tenth, "route", "--canary", "3:10")
         before = seen()
         chosen = {customer for customer, version in before.items() if version == "3"}
         assert 0.05 < len(chosen) / len(before) < 0.16
@@ -76,50 +83,28 @@ def test_a_canarys_customers_stay_its_own(rig: Rig) -> None:
             rig.gateway.start()
         assert seen() == before
     with rig.scenario("canary 10 %, grown to 40 %", tenth) as current:
-        rig.route(Route(champion=1, previous=2, canary=Canary(version=3, percent=40)), current)
+        more = Route(champion=1, previous=2, canary=Canary(version=3, percent=40))
+        rig.command(current, more, "route", "--canary", "3:40")
         grown = {customer for customer, version in seen().items() if version == "3"}
         assert chosen < grown
 
 
-DAMAGE = {
-    "truncated": (None, repository.truncated),
-    "zero-byte": (None, repository.zero_byte),
-    "flipped byte": (None, repository.flipped_byte),
-    "truncated, sums made anew": (repository.truncated, None),
-    "NaN weights, sums made anew": (repository.nan_weights, None),
-    "wrong contract, sums made anew": (repository.contract_of(2), None),
-}
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_corrupt_release_answers_nobody_though_a_route_names_it(rig: Rig, damage: str) -> None:
-    before, after = DAMAGE[damage]
     with rig.scenario(f"corrupt: {damage}", HOME):
-        version = forge(rig.root, 3, before)
-        if after is not None:
-            after(rig.root / f"{MODEL}.{version}", rig.root / f"{MODEL}.{version}.explain")
-        failures = rig.gateway.total("rapport_reload_failures_total")
-        write_routes(rig.root, Route(champion=version, previous=1))
-        rig.refused(f"{MODEL}.{version}")
-        until(lambda: rig.gateway.total("rapport_reload_failures_total") >= failures + WORKERS, "counted failures")
-        rig.driver.wait_for(60)
+        version = damaged(rig.root, 2, damage)
+        with rig.counted_failure():
+            write_routes(rig.root, Route(champion=version, previous=1))
+            rig.refused(f"{MODEL}.{version}")
+        rig.driver.wait_for(AFTERMATH)
         write_routes(rig.root, HOME)
-
-
-UNREADABLE = {
-    "cut off": "[engagement",
-    "no model": "champion = 1\n",
-    "no version": "[engagement]\nchampion = -1\n",
-    "empty": "",
-}
 
 
 @pytest.mark.parametrize("fault", UNREADABLE)
 def test_routes_that_cannot_be_read_change_nothing(rig: Rig, fault: str) -> None:
     with rig.scenario(f"routes.toml: {fault}", HOME):
-        failures = rig.gateway.total("rapport_reload_failures_total")
-        replace_routes(rig.root, UNREADABLE[fault])
-        until(lambda: rig.gateway.total("rapport_reload_failures_total") >= failures + WORKERS, "counted failures")
+        with rig.counted_failure():
+            replace_routes(rig.root, UNREADABLE[fault])
         write_routes(rig.root, HOME)
 
 
@@ -136,7 +121,7 @@ def test_a_publisher_killed_between_any_two_steps_leaves_the_old_or_the_new(rig:
         # Whoever tries again gets through.
         since, version = time.monotonic(), next_version(rig.root)
         rig.oracle.same(version, 3)
-        rig.promise.expect(Route(champion=version, previous=2))
+        rig.promise.expect(Route(champion=version, previous=1))
         assert publisher.publish(3, route=True)
         rig.settle(current, since)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 LOST, HUNG = 0, -1
 """Statuses of what has none: the connection broke; no answer came long after its deadline."""
 
-CONNECTIONS = 32
+CONNECTIONS = 24
 """At most so many requests are under way; what is due beyond them leaves late, and is not dropped."""
 RATE = 60.0
 """Requests a second, which two shared cores answer many times over."""
@@ -206,13 +206,13 @@ class TrafficDriver:
         until(lambda: len(self.history) >= enough, f"{more} more outcomes")
 
     def sound_since(self, instant: float) -> bool:
-        """Whether the last two requests of every connection were sent after `instant` and answered with 200."""
+        """Whether the last three requests of every connection were sent after `instant` and answered with 200."""
         last: dict[int, list[Outcome]] = {connection.number: [] for connection in self.connections}
         for outcome in reversed(self.history.copy()):
             if outcome.sent < instant:
                 break
             last[outcome.connection].append(outcome)
-        return all(len(own) >= 2 and {one.status for one in own[:2]} == {200} for own in last.values())
+        return all(len(own) >= 3 and {one.status for one in own[:3]} == {200} for own in last.values())
 
     def _run(self, connection: Connection) -> None:
         while not self._ended.is_set():

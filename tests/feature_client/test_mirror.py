@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_client.mirror import Mirror, MirrorError, is_url, push, push_routes
+from feature_client.mirror import Mirror, MirrorError, push, push_routes
 from feature_client.release import Release, graph_file, list_versions, read_release
 from feature_client.routes import RoutesError, read_routes
 from feature_client.signature import SigningKey, write_key_pair
@@ -378,9 +378,3 @@ def test_an_unknown_kind_of_storage_and_a_missing_library_are_named(
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MirrorError, match=r"rapport\[objects\]"):
         Mirror("memory://models", tmp_path)
-
-
-def test_an_address_is_told_from_a_path() -> None:
-    assert is_url("s3://bucket/models")
-    assert not is_url("/var/lib/models")
-    assert not is_url("models")

@@ -381,6 +381,18 @@ def test_a_repository_by_url_is_refused_in_one_sentence(rapport: Rapport) -> Non
     assert "is not a directory" in said.error
 
 
+def test_push_copies_what_is_routed_to_object_storage(rapport: Rapport, models: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'bucket'}"
+
+    assert rapport("push", url, "--models", models).out == f"{url} has engagement.3, engagement.2 and routes.toml\n"
+    assert list_versions(tmp_path / "bucket", "engagement") == [2, 3]
+    assert read_routes(tmp_path / "bucket") == read_routes(models)
+    assert read_release(tmp_path / "bucket", "engagement", 3)
+
+    (models / "engagement.3" / "card.md").write_text("x")
+    assert "card.md is damaged" in rapport("push", url, "--models", models).error
+
+
 # Pruning.
 
 

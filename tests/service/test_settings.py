@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from feature_client.errors import RapportError
+from feature_client.triton_config import SCORE_MAX_ROWS
 from service.server import read_settings
 from service.settings import Settings
 
@@ -42,3 +43,16 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 
 def test_every_setting_says_how_to_choose() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_no_batch_is_larger_than_a_release_lets_triton_take() -> None:
+    assert Settings(max_batch_rows=SCORE_MAX_ROWS).max_batch_rows == SCORE_MAX_ROWS
+    with pytest.raises(ValueError, match="max_batch_rows"):
+        Settings(max_batch_rows=SCORE_MAX_ROWS + 1)
+
+
+def test_object_storage_needs_a_place_for_copies(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="RAPPORT_MODELS_CACHE"):
+        Settings(models="s3://bucket/models")
+    assert Settings(models="s3://bucket/models", models_cache=tmp_path).in_object_storage
+    assert not Settings(models="/var/lib/models").in_object_storage

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -105,13 +106,8 @@ def repository(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def models(repository: Path, tmp_path: Path) -> Path:
-    """Links to the releases, and routes of its own."""
-    root = tmp_path / "models"
-    root.mkdir()
-    for path in repository.iterdir():
-        if path.is_dir():
-            (root / path.name).symlink_to(path)
-    return root
+    """The same releases, and routes of its own."""
+    return Path(shutil.copytree(repository, tmp_path / "models", copy_function=os.link))
 
 
 def route(models: Path, champion: str, *shadows: str, **more: object) -> None:
@@ -119,6 +115,12 @@ def route(models: Path, champion: str, *shadows: str, **more: object) -> None:
     lines += [f"{name} = {json.dumps(value)}" for name, value in more.items()]
     (models / "routes.toml.new").write_text("\n".join(lines) + "\n")
     (models / "routes.toml.new").replace(models / "routes.toml")
+
+
+def wait_for_shadows(url: str, *shadows: str) -> None:
+    """Nobody waits for them but a test: a gateway is ready before they are."""
+    for shadow in shadows:
+        until(lambda: total(url, "rapport_release_info", version=shadow, role="shadow") == 1, f"no shadow {shadow}")  # noqa: B023
 
 
 def some_rows(rng: np.random.Generator, customer: str) -> Rows:
@@ -198,6 +200,7 @@ def kept(repository: Path, redis_url: str, tmp_path_factory: pytest.TempPathFact
         settings = Settings(models=repository, redis=redis_url, as_of=AS_OF, log_level="warning", shadow_dir=directory)
         url = stack.enter_context(running(create_app(settings)))
         wait_ready(url)
+        wait_for_shadows(url, NARROW, TWIN, FLIPPED, RECALIBRATED)
         for start in range(0, CUSTOMERS, PER_REQUEST):
             ask(url, *names[start : start + PER_REQUEST])
             until(lambda: seen(url) == 4 * (start + PER_REQUEST), "rows are missing")  # noqa: B023  (waited for here)
@@ -308,6 +311,7 @@ def test_a_shadow_that_needs_another_feature_than_the_champion(
     alone = ask(url, *customers, "nobody")
     route(models, NARROW, CHAMPION)
     url = start(models=models, shadow_dir=tmp_path / "pairs")
+    wait_for_shadows(url, CHAMPION)
 
     with_shadow = ask(url, *customers, "nobody")
 
@@ -329,6 +333,7 @@ def test_a_value_that_only_the_shadow_cannot_read_costs_the_champion_nothing(
     store(redis, release.contract.schema, "c1", {"engagement": (NOW - 600, {"sessions_30d": b"\x12\x01x"})})
     route(models, NARROW, CHAMPION)
     url = start(models=models, shadow_dir=tmp_path / "pairs")
+    wait_for_shadows(url, CHAMPION)
 
     [first, again] = [ask(url, "c1") for _ in range(2)]
 
@@ -344,6 +349,7 @@ def test_who_asks_for_a_version_or_for_reasons_is_not_shadowed(
 ) -> None:
     route(models, CHAMPION, TWIN)
     url = start(models=models, shadow_dir=tmp_path / "pairs")
+    wait_for_shadows(url, TWIN)
 
     ask(url, "c1", version=CHAMPION)
     ask(url, "c1", version=TWIN)
@@ -354,11 +360,27 @@ def test_who_asks_for_a_version_or_for_reasons_is_not_shadowed(
     assert len(read_pairs(tmp_path / "pairs", "engagement", CHAMPION, TWIN)) == 2
 
 
+def test_a_canarys_customers_are_not_shadowed(start: Start, models: Path, tmp_path: Path) -> None:
+    route(models, CHAMPION, TWIN)
+    with (models / "routes.toml").open("a") as file:
+        file.write(f"canary = {{ version = {FLIPPED}, percent = 50 }}\n")
+    url = start(models=models)
+    wait_for_shadows(url, TWIN)
+
+    answers = ask(url, *[f"c{number}" for number in range(40)])["predictions"]
+
+    of_champion = [answer for answer in answers if answer["version"] == CHAMPION]
+    assert 0 < len(of_champion) < 40
+    until(lambda: seen(url) >= len(of_champion), "rows are missing")
+    assert (seen(url), rows(url, "scored")) == (len(of_champion), len(of_champion))
+
+
 def test_what_the_shadow_is_asked_and_does_not_know_is_no_comparison(
     start: Start, models: Path, customers: list[str], tmp_path: Path
 ) -> None:
     route(models, CHAMPION, NARROW)
     url = start(models=models, shadow_dir=tmp_path / "pairs")
+    wait_for_shadows(url, NARROW)
 
     answer = ask(url, "c1", "c2", features=[{"sessions_30d": 40}, {"orders_90d": 7}])
 
@@ -374,6 +396,7 @@ def test_what_the_shadow_is_asked_and_does_not_know_is_no_comparison(
 def test_rejected_customers_are_not_shadowed(start: Start, models: Path, customers: list[str]) -> None:
     route(models, CHAMPION, TWIN, unknown="reject")
     url = start(models=models)
+    wait_for_shadows(url, TWIN)
 
     ask(url, "nobody", "c1")
 
@@ -385,6 +408,7 @@ def test_without_a_directory_shadows_are_scored_and_a_warning_says_that_nothing_
 ) -> None:
     route(models, CHAMPION, TWIN)
     url = start(models=models)
+    wait_for_shadows(url, TWIN)
 
     ask(url, "c1")
 
@@ -398,6 +422,7 @@ def test_a_directory_that_cannot_be_written_is_counted_and_no_answer_fails(
     (tmp_path / "pairs").write_text("a file where the directory should be")
     route(models, CHAMPION, TWIN)
     url = start(models=models, shadow_dir=tmp_path / "pairs")
+    wait_for_shadows(url, TWIN)
 
     for customer in ("c1", "c2"):
         ask(url, customer)
@@ -449,6 +474,7 @@ def test_whatever_a_shadow_does_nobody_notices(
     route(models, CHAMPION, TWIN)
     backend = Spoiled(how)
     url = start(backend, models=models, shadow_dir=tmp_path / "pairs")
+    wait_for_shadows(url, TWIN)
 
     # Each answer comes while the shadow is at work on the one before, or has given up on it.
     for _ in range(20):
@@ -469,6 +495,7 @@ def test_a_shadow_that_is_too_slow_sees_less_and_holds_up_nobody(
     route(models, CHAMPION, TWIN)
     backend = Spoiled("holds its thread")
     url = start(backend, models=models)
+    wait_for_shadows(url, TWIN)
 
     sent = QUEUED_BATCHES + 5
     for _ in range(sent):
@@ -484,7 +511,7 @@ def test_shadows_come_and_go_with_the_routes(start: Start, models: Path, custome
     ask(url, "c1")
 
     route(models, CHAMPION, TWIN)
-    until(lambda: total(url, "rapport_release_info", version=TWIN, role="shadow") == 1, "no shadow")
+    wait_for_shadows(url, TWIN)
     ask(url, "c2")
     until(lambda: rows(url, "scored") == 1, "not scored")
 

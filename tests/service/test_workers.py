@@ -23,6 +23,9 @@ from tests.service.test_operations import GOOD, gateway_process, samples, total,
 
 REQUESTS = 60
 
+FOLLOWED = '"event": "releases"'
+"""In the log of a worker once it has loaded what routes.toml names."""
+
 
 @dataclass(frozen=True)
 class Gateway:
@@ -53,7 +56,7 @@ def workers(tmp_path: Path, release: Release, redis_url: str, customers: list[st
 @contextmanager
 def two_workers(tmp_path: Path, release: Release, redis_url: str, **settings: str) -> Iterator[Gateway]:
     with gateway_process(tmp_path, release, redis_url, RAPPORT_WORKERS="2", **settings) as (process, url):
-        until(lambda: (tmp_path / "log").read_text().count("releases loaded") == 2, "they never came up")
+        until(lambda: (tmp_path / "log").read_text().count(FOLLOWED) == 2, "they never came up")
         wait_ready(url)
         yield Gateway(process, url)
 
@@ -88,7 +91,7 @@ def test_a_worker_that_dies_is_replaced_and_takes_no_count_with_it(workers: Gate
     def asking_until(loaded: int) -> bool:
         with ThreadPoolExecutor(8) as pool:
             answers.update(pool.map(lambda _: workers.ask(), range(32)))
-        return log.read_text().count("releases loaded") == loaded
+        return log.read_text().count(FOLLOWED) == loaded
 
     log = tmp_path / "log"
     victim.kill()
@@ -305,3 +308,13 @@ def test_too_many_threads_are_more_than_one_for_each_cpu() -> None:
     assert too_many_threads(2, 1, 1.0)
     assert not too_many_threads(2, 2, 4.0)
     assert too_many_threads(3, 2, 4.0)
+
+
+def test_what_forks_has_one_thread_and_has_imported_nothing_that_starts_another() -> None:
+    program = """
+import os, sys
+import service.cli, service.server
+print(len(os.listdir("/proc/self/task")), sorted({"numpy", "fastapi", "onnxruntime", "grpc"} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "1 []\n"
