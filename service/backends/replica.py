@@ -16,7 +16,7 @@ from feature_client.onnx_file import GraphError, check_graph
 from feature_client.release import ReleaseError, ReleaseGraph
 from feature_client.triton_config import config_json
 from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, check_golden
-from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable, is_cancelled
+from service.backends.endpoint import Broken, Endpoint, Lane, NotLoaded, Unreachable, is_cancelled
 from service.backends.messages import infer_request, outputs_of
 
 log = logging.getLogger("rapport.backends.triton")
@@ -115,11 +115,12 @@ class Replica:
         *,
         aside: bool = False,
     ) -> Tensors:
-        """aside: it takes the place of those that nobody waits for.
+        """aside: nobody waits for it.
 
         Raises BackendUnavailable and its sub-classes; TimeoutError where it ended by `ends` or after `cap_s`.
         """
-        async with self.endpoint.slot(ends, aside=aside):
+        lane: Lane = "aside" if aside else "explanations" if self.package.graph.explains else "scores"
+        async with self.endpoint.slot(lane, ends):
             seconds = min(ends - time.monotonic(), cap_s)
             try:
                 reply = await self.endpoint.infer(request, seconds)

@@ -32,8 +32,10 @@ Told = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class TritonLimits:
-    """in_flight: batches at one endpoint at once. timeout_s: of one inference, within its deadline. instances: batches
-    of one graph that an endpoint runs at once."""
+    """in_flight: batches of a lane at one endpoint at once. timeout_s: of one inference, within its deadline.
+
+    instances: batches of one graph that an endpoint runs at once.
+    """
 
     in_flight: int = 4
     timeout_s: float = 1.0

@@ -509,6 +509,20 @@ def test_no_more_batches_than_allowed_are_at_an_endpoint_and_waiting_costs_the_d
     on_liar(graph, scenario)
 
 
+def test_a_score_never_waits_behind_explanations() -> None:
+    async def run() -> None:
+        endpoint = Endpoint(AWAY, 1)
+        ends = time.monotonic() + LONG_S
+        async with endpoint.slot("explanations", ends), endpoint.slot("aside", ends), endpoint.slot("scores", ends):
+            assert endpoint.busy == 3
+            with pytest.raises(TimeoutError):
+                async with endpoint.slot("scores", time.monotonic() + 0.02):
+                    pass
+        assert endpoint.busy == 0
+
+    asyncio.run(run())
+
+
 def test_short_deadlines_of_clients_do_not_take_a_server_out_of_service(graph: ReleaseGraph) -> None:
     async def scenario(liar: LyingTriton, backend: TritonBackend) -> None:
         liar.gate.clear()
