@@ -50,7 +50,7 @@ def served(triton: LocalTriton, release: Release) -> Any:
 
 
 @pytest.fixture(scope="module")
-def analyzer() -> PerfAnalyzer:
+def analyzer(triton: LocalTriton) -> PerfAnalyzer:  # where there is a Triton at all
     return install(find().home)
 
 
@@ -104,6 +104,15 @@ def test_perf_analyzer_without_a_model_measures_nothing(
 
     with pytest.raises(LoadError, match=r"perf_analyzer measured nothing: .*no_such_model"):
         analyzer.drive(Asked(triton.address, "no_such_model", "1", rows), "async", 1, 0.6, None)
+
+
+def test_it_is_installed_once(analyzer: PerfAnalyzer) -> None:
+    parts = [analyzer.program, *(path for path in analyzer.libraries.iterdir() if path.is_symlink())]
+    before = [path.lstat().st_mtime_ns for path in parts]
+
+    assert install(find().home) == analyzer
+    assert len(parts) == 3
+    assert [path.lstat().st_mtime_ns for path in parts] == before
 
 
 def test_without_tritons_libraries_there_is_no_perf_analyzer(tmp_path: Path) -> None:
