@@ -67,10 +67,14 @@ def store_address(world: Store, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def rigs(
     pristine: Path, world: Store, recomputed: Oracle, store_address: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Rig]]:
-    """Starts gateways under load: `rigs("embedded")`; settings are added to the environment."""
+    """Starts gateways under load: `rigs("embedded")`, `rigs("triton", server)`; settings are added to the environment.
+    Of several Tritons it is the last that may die."""
     with ExitStack() as stack:
 
-        def begin(backend: str, **settings: str) -> Rig:
+        def begin(backend: str, *tritons: LocalTriton, **settings: str) -> Rig:
+            if tritons:
+                settings["RAPPORT_BACKEND"] = "triton"
+                settings["RAPPORT_TRITON"] = ",".join(server.address for server in tritons)
             place = tmp_path_factory.mktemp(backend)
             root = place / "models"
             shutil.copytree(pristine, root)
@@ -80,7 +84,7 @@ def rigs(
             gateway = stack.enter_context(GatewayProcess(place, root, store_address, **settings))
             asks = Asks(world.customers, world.customers[:EXPLAINED], lambda: promise.named, seed=1)
             driver = TrafficDriver(gateway.address, asks)
-            rig = Rig(backend, root, gateway, driver, promise, oracle, DONE)
+            rig = Rig(backend, root, gateway, driver, promise, oracle, DONE, tritons[-1] if tritons else None)
             stack.callback(account, rig)
             stack.enter_context(driver)
             rig.settle(None, 0.0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from feature_client.routes import Route, read_routes
+from service.local_triton import LocalTriton
 from tests.faults.checks import Violation, judge
 from tests.faults.gateway import WORKERS, GatewayProcess
 from tests.faults.oracle import Oracle
@@ -19,7 +20,7 @@ from tests.faults.promise import Promise, Refusal, Window
 from tests.faults.repository import MODEL, write_routes
 from tests.faults.traffic import Outcome, TrafficDriver, until
 
-AFTERMATH = 60
+AFTERMATH = 50
 """Requests that a scenario waits for at its end: what it broke shows in them."""
 
 FAILURES = "rapport_reload_failures_total"
@@ -55,6 +56,7 @@ class Rig:
     promise: Promise
     oracle: Oracle
     done: list[Scenario]
+    triton: LocalTriton | None = None
 
     @contextmanager
     def scenario(self, name: str, start: Route) -> Iterator[Scenario]:
@@ -117,10 +119,26 @@ class Rig:
         with self.promise.window(current.name, *allows) as window:
             first = len(self.driver.history)
             yield window
-            repaired = time.monotonic()
-            until(lambda: self.driver.sound_since(repaired), "recovery")
+            self.recover()
         refused = [one.received for one in self.driver.history[first:] if one.status != 200]
         current.recovered.append(max(refused, default=window.since) - window.since)
+
+    def recover(self) -> None:
+        """Until every connection is answered again, by a Triton that is not about to die."""
+        steady = False
+        while not steady:
+            until(self._is_steady, "a Triton that stays")
+            since = time.monotonic()
+            until(lambda: self.driver.sound_since(since), "recovery")  # noqa: B023  (called before it changes)
+            steady = self._is_steady()
+
+    def _is_steady(self) -> bool:
+        """Triton 2.51 may crash where two clients load and unload one model at once, as whoever meddles with it and the
+        workers that mend it do; and it answers for seconds more, until its stack trace is written."""
+        if self.triton is None:
+            return True
+        _, signal, since = self.triton.log.read_text(errors="replace").rpartition("Signal (")
+        return not signal or "Started GRPCInferenceService" in since
 
     def refused(self, what: str) -> None:
         """Until every worker has said that it could not load `what`."""
@@ -137,6 +155,11 @@ class Rig:
             return any(what.items() <= event.items() for event in self.gateway.events("WARNING")[current.warned :])
 
         until(warned, f"a warning of {what}")
+
+    def reaches(self, server: LocalTriton, *, up: bool) -> None:
+        """Until the gateway's metrics say so of that Triton."""
+        backend = f"backend:{server.address}"
+        until(lambda: self.gateway.total("rapport_dependency_up", dependency=backend) == up, f"{backend} {up=}")
 
     def spread(self) -> None:
         """Every worker has some of the connections: otherwise its answers would not be seen."""

@@ -114,37 +114,62 @@ STEPS: tuple[Step, ...] = (
 )  # fmt: skip
 
 
+Fault = Callable[[Chaos, LocalTriton], None]
+
+
+def killed(chaos: Chaos, server: LocalTriton) -> None:
+    server.kill()
+
+
+def restarted(chaos: Chaos, server: LocalTriton) -> None:
+    server.restart()
+
+
+def stalled(chaos: Chaos, server: LocalTriton) -> None:
+    with stopped(server):
+        chaos.rig.driver.wait_for(chaos.dice.randint(1, 300))
+
+
+def robbed(chaos: Chaos, server: LocalTriton) -> None:
+    unload(server, [f"{MODEL}.{chaos.route.champion}", f"{MODEL}.{chaos.route.champion}.explain"])
+
+
+def given_others(chaos: Chaos, server: LocalTriton) -> None:
+    champion = chaos.route.champion
+    replace_models(chaos.rig, server, champion, chaos.dice.choice([one for one in SOURCES if one != champion]))
+
+
+def backends_killed(chaos: Chaos, server: LocalTriton) -> None:
+    kill_backends(server)
+
+
+FAULTS: tuple[Fault, ...] = (killed, restarted, stalled, robbed, given_others, backends_killed)
+
+
 def triton_steps(server: LocalTriton) -> tuple[Step, ...]:
-    def meddled(chaos: Chaos) -> None:
-        version, other = chaos.route.champion, chaos.dice.choice(chaos.good)
-        replace_models(chaos.rig, server, version, other if other != version else 1 + version % 3)
+    """Each fault alone, and while a route flips."""
 
-    def stalled(chaos: Chaos) -> None:
-        with stopped(server):
-            chaos.rig.driver.wait_for(chaos.dice.randint(1, 300))
+    def alone(fault: Fault) -> Step:
+        def step(chaos: Chaos, current: Scenario) -> None:
+            with chaos.rig.fault(current, *DOWN):
+                fault(chaos, server)
 
-    faults: tuple[Callable[[Chaos], None], ...] = (
-        lambda _: server.kill(),
-        lambda _: server.restart(),
-        lambda _: kill_backends(server),
-        stalled,
-        lambda chaos: unload(server, [f"{MODEL}.{chaos.route.champion}", f"{MODEL}.{chaos.route.champion}.explain"]),
-        meddled,
-    )
+        step.__name__ = f"Triton_{fault.__name__}"
+        return step
 
-    def triton_fault(chaos: Chaos, current: Scenario) -> None:
-        with chaos.rig.fault(current, *DOWN):
-            chaos.dice.choice(faults)(chaos)
+    def in_a_flip(fault: Fault) -> Step:
+        def step(chaos: Chaos, current: Scenario) -> None:
+            route, since = chaos.another_route(), time.monotonic()
+            with chaos.rig.fault(current, *DOWN):
+                chaos.rig.promise.expect(route)
+                write_routes(chaos.rig.root, route)
+                fault(chaos, server)
+                chaos.rig.settle(current, since)
 
-    def triton_fault_in_a_flip(chaos: Chaos, current: Scenario) -> None:
-        route, since = chaos.another_route(), time.monotonic()
-        with chaos.rig.fault(current, *DOWN):
-            chaos.rig.promise.expect(route)
-            write_routes(chaos.rig.root, route)
-            chaos.dice.choice(faults)(chaos)
-            chaos.rig.settle(current, since)
+        step.__name__ = f"Triton_{fault.__name__}_in_a_flip"
+        return step
 
-    return triton_fault, triton_fault, triton_fault, triton_fault_in_a_flip, triton_fault_in_a_flip
+    return (*map(alone, FAULTS), *map(in_a_flip, FAULTS))
 
 
 @pytest.fixture(scope="module")
@@ -178,5 +203,5 @@ def test_any_order_of_faults_on_triton(
     dice: random.Random,
 ) -> None:
     server = start_triton()
-    rig = rigs("triton", RAPPORT_BACKEND="triton", RAPPORT_TRITON=server.address)
+    rig = rigs("triton", server)
     run(Chaos(rig, publishers(rig), dice), STEPS + triton_steps(server))

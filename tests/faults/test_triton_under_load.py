@@ -19,7 +19,7 @@ def server(start_triton: Callable[[], LocalTriton]) -> LocalTriton:
 
 @pytest.fixture(scope="module")
 def rig(server: LocalTriton, rigs: Callable[..., Rig]) -> Rig:
-    return rigs("triton", RAPPORT_BACKEND="triton", RAPPORT_TRITON=server.address)
+    return rigs("triton", server)
 
 
 def test_releases_come_and_go_and_fail_nobody(rig: Rig) -> None:
@@ -71,9 +71,12 @@ def test_of_two_tritons_one_may_die(
     server: LocalTriton, start_triton: Callable[[], LocalTriton], rigs: Callable[..., Rig]
 ) -> None:
     second = start_triton()
-    rig = rigs("two Tritons", RAPPORT_BACKEND="triton", RAPPORT_TRITON=f"{server.address},{second.address}")
+    rig = rigs("two Tritons", server, second)
     with rig.scenario("one killed", HOME) as current, rig.fault(current):
         second.kill()
         rig.noticed(current, endpoint=second.address)
-    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current), stopped(second):
-        rig.noticed(current, endpoint=second.address)
+    with rig.scenario("one stopped and continued", HOME) as current, rig.fault(current):
+        rig.reaches(second, up=True)
+        with stopped(second):
+            rig.reaches(second, up=False)
+        rig.reaches(second, up=True)

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from feature_client.release import read_release
 from feature_client.triton_config import config_json
@@ -11,7 +11,7 @@ from service.local_triton import LocalTriton
 from tests.faults.promise import MODEL_DOWN, TOO_LATE
 from tests.faults.repository import MODEL
 from tests.faults.rig import Rig
-from tests.triton_calls import connected
+from tests.triton_calls import Refused, connected
 
 DOWN = (MODEL_DOWN, TOO_LATE)
 """What is promised while nobody can answer."""
@@ -35,7 +35,7 @@ def kill_backends(server: LocalTriton) -> None:
 
 
 def unload(server: LocalTriton, names: Sequence[str]) -> None:
-    with connected(server.address) as client:
+    with connected(server.address) as client, suppress(Refused):  # it may crash on that: see Rig.recover
         for name in names:
             client.unload_model(name)
 
@@ -43,7 +43,7 @@ def unload(server: LocalTriton, names: Sequence[str]) -> None:
 def replace_models(rig: Rig, server: LocalTriton, version: int, other: int) -> None:
     """Under the names of `version` there are the graphs of `other` now."""
     ours, theirs = (read_release(rig.root, MODEL, one).graphs() for one in (version, other))
-    with connected(server.address) as client:
+    with connected(server.address) as client, suppress(Refused):
         for graph, foreign in zip(ours, theirs, strict=True):
             client.unload_model(graph.name)
             files = {"file:1/model.onnx": foreign.file.read_bytes()}
