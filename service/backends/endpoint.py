@@ -10,7 +10,7 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2_grpc
 
-from service.backends import BackendUnavailable
+from service.backends import BackendUnavailable, Unreachable
 
 LOAD_TIMEOUT_S = 60.0
 UNLOAD_TIMEOUT_S = 5.0
@@ -40,10 +40,6 @@ STUB_DIED = "is not healthy"
 
 Lane = Literal["scores", "explanations", "aside"]
 """aside: what nobody waits for, one batch at a time."""
-
-
-class Unreachable(BackendUnavailable):
-    """The endpoint does not answer at all."""
 
 
 class NotLoaded(BackendUnavailable):

@@ -15,8 +15,8 @@ from feature_client.golden import Tensors
 from feature_client.onnx_file import GraphError, check_graph
 from feature_client.release import ReleaseError, ReleaseGraph
 from feature_client.triton_config import config_json
-from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, check_golden
-from service.backends.endpoint import Broken, Endpoint, Lane, NotLoaded, Unreachable, is_cancelled
+from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, Unreachable, check_golden
+from service.backends.endpoint import Broken, Endpoint, Lane, NotLoaded, is_cancelled
 from service.backends.messages import infer_request, outputs_of
 
 log = logging.getLogger("rapport.backends.triton")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from feature_client.golden import Tensors
 from feature_client.release import ReleaseError, ReleaseGraph
-from service.backends import BackendUnavailable, BadModelOutput
-from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable
+from service.backends import BackendUnavailable, BadModelOutput, Unreachable
+from service.backends.endpoint import Broken, Endpoint, NotLoaded
 from service.backends.replica import FAILURES, Package, Replica, is_over
 
 log = logging.getLogger("rapport.backends.triton")
