@@ -14,7 +14,7 @@ from feature_client.mirror import Mirror
 from feature_client.online.plan import Entity, ReadPlan
 from feature_client.release import Release, ReleaseError, list_versions, read_release
 from feature_client.routes import Route, read_routes
-from service.backends import Backend, BackendUnavailable, BadModelOutput
+from service.backends import Backend, BackendUnavailable, BadModelOutput, Unreachable
 from service.errors import NotReady, UnknownModel
 from service.metrics import Metrics
 
@@ -186,7 +186,8 @@ class Releases:
         if not failures.keys() - {STORAGE}:
             self._seen, self._broken = seen, None
             return
-        again = seen == self._broken
+        # A backend that is away may be back at any moment; a release that is broken stays so until somebody mends it.
+        again = seen == self._broken and not any(isinstance(error, Unreachable) for error in failures.values())
         self._retry_wait_s = min(2 * self._retry_wait_s, RETRY_AT_MOST_S) if again else RETRY_FIRST_S
         self._broken, self._retry_at = seen, time.monotonic() + self._retry_wait_s
 
@@ -204,7 +205,10 @@ class Releases:
             champion = await self._version(model, route.champion)
         except LOADING as exc:
             failures[f"{model}.{route.champion}"] = exc
-            if model in self.served or (good := await self._last_good(model, route)) is None:
+            # Where nothing answers, an older release is no better, and would only be the first one to be loaded.
+            if model in self.served or isinstance(exc, Unreachable):
+                return
+            if (good := await self._last_good(model, route)) is None:
                 return
             # Who stands in for the champion does so for all: no canary, no shadow.
             champion, route = good, Route(champion=good.release.manifest.version, unknown=route.unknown)

@@ -97,7 +97,10 @@ class Settings(BaseSettings):
     )
     batches_in_flight: int = Field(2, ge=1, description="Batches a lane works on at once: one reads, one infers.")
     triton_batches_in_flight: int = Field(
-        4, ge=1, description="Batches at each Triton at once, from each worker; more wait here for their turn."
+        4,
+        ge=1,
+        description="Batches of scores at each Triton at once, from each worker, and as many of explanations; more "
+        "wait here for their turn. Below `batches_in_flight` it is this that bounds them.",
     )
     triton_instances: int = Field(
         1, ge=1, description="Batches of one graph that a Triton runs at once, on each GPU or on its CPUs."

@@ -16,7 +16,7 @@ from loadtests.bench.lanes import explain, mixed
 from loadtests.bench.load import LoadError, find_wrk
 from loadtests.bench.plan import Plan
 from loadtests.bench.reads import reads
-from loadtests.bench.report import Row, circumstances, document, line
+from loadtests.bench.report import Row, circumstances, line, pages
 from loadtests.bench.scaling import batch, customers, models
 from loadtests.bench.servers import ServerError
 from loadtests.bench.stages import stages
@@ -25,6 +25,7 @@ from loadtests.bench.tail import tail
 from loadtests.bench.targets import Cores
 from loadtests.bench.throughput import floor, one_client, throughput
 from loadtests.bench.triton import triton
+from loadtests.bench.triton_page import is_triton
 from loadtests.bench.triton_rows import triton_rows
 from loadtests.bench.triton_settings import triton_settings
 from loadtests.bench.triton_shm import triton_shm
@@ -53,6 +54,7 @@ ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
 PATIENT = {"RAPPORT_DEADLINE_MS": "30000", "RAPPORT_REDIS_TIMEOUT_MS": "30000"}
 """Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""
 ALL_ROWS = {**ROWS, **PEER_ROWS}
+ON_TRITON = [name for name in ROWS if is_triton(name)]
 FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError)
 
 
@@ -84,7 +86,8 @@ def main() -> None:
     asked = {"seconds": options.seconds, "rounds": options.rounds, "rows": options.rows, "patient": options.patient}
     result = {**facts, **asked, "results": results, "failed": failed}
     if options.docs is not None:
-        options.docs.write_text(document(result), encoding="utf-8")
+        for name, text in pages(result).items():
+            (options.docs / name).write_text(text, encoding="utf-8")
     say(json.dumps(result))
     sys.exit(1 if failed else 0)
 
@@ -94,7 +97,7 @@ def parse() -> argparse.Namespace:
         prog="python -m loadtests.bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--home", type=Path, default=Path(".rapport/bench"), help="made where it is not there")
-    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"some of {','.join(ALL_ROWS)}")
+    parser.add_argument("--rows", type=names, default=list(ROWS), help=f"on_triton, or some of {','.join(ALL_ROWS)}")
     parser.add_argument("--peers", action="store_true", help="other systems, too; installs them the first time")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one load")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
@@ -104,7 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--patient", action="store_true", help="long timeouts, for a machine that is busy with something else"
     )
-    parser.add_argument("--docs", type=Path, help="a page to (re)write with the results")
+    parser.add_argument("--docs", type=Path, help="the folder of the pages to (re)write with the results")
     options = parser.parse_args()
     if options.peers:
         options.rows = list(dict.fromkeys([*options.rows, *PEER_ROWS]))
@@ -112,7 +115,7 @@ def parse() -> argparse.Namespace:
 
 
 def names(text: str) -> list[str]:
-    wanted = [name for name in text.split(",") if name]
+    wanted = ON_TRITON if text == "on_triton" else [name for name in text.split(",") if name]
     if unknown := sorted(set(wanted) - set(ALL_ROWS)):
         raise argparse.ArgumentTypeError(f"no such rows: {', '.join(unknown)}")
     return wanted

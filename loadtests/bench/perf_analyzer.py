@@ -122,8 +122,10 @@ def install(triton: Path, directory: Path | None = None) -> PerfAnalyzer:
         found = sorted((triton / "wheel/nvidia_pytriton.libs").glob(pattern))
         if not found:
             raise PreparationError(f"perf_analyzer needs {name}, which the Triton in {triton} does not have")
-        (directory / name).unlink(missing_ok=True)
-        (directory / name).symlink_to(found[0])
+        # Another bench may be running it: what is right stays as it is.
+        if not (directory / name).exists() or not (directory / name).samefile(found[0]):
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).symlink_to(found[0])
     if not tool.program.exists():
         download(tool.program)
     run = subprocess.run(  # noqa: S603  (the program just unpacked)

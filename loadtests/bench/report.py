@@ -1,4 +1,4 @@
-"""What was measured, as a table, as JSON and as docs/performance.md."""
+"""What was measured, as a table, as JSON and as pages of docs/."""
 
 import os
 import platform
@@ -91,22 +91,28 @@ def circumstances(redis_address: str) -> dict[str, Any]:
     }
 
 
-def document(result: Mapping[str, Any]) -> str:
-    """docs/performance.md."""
+def pages(result: Mapping[str, Any]) -> dict[str, str]:
+    """File -> its text, for the pages of docs/ whose rows were asked for."""
+    asked = [is_triton(name) for name in result["rows"]]
+    return {
+        **({"performance.md": _page(HEAD, result, on_triton=False)} if not all(asked) else {}),
+        **({"performance-triton.md": _page(HEAD_TRITON, result, on_triton=True)} if any(asked) else {}),
+    }
+
+
+def _page(head: str, result: Mapping[str, Any], *, on_triton: bool) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    rows = [row for row in result["results"] if is_triton(row["group"]) == on_triton]
     lines = [
-        HEAD,
+        head,
         f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}.",
         f"{result['rounds']} rounds of {result['seconds']:g} s. {versions}.\n",
+        *table([row for row in rows if not row["group"].startswith("peer_")]),
+        *(recommended(rows) if on_triton else section(rows)),
     ]
-    rows = [row for row in result["results"] if not row["group"].startswith("peer_")]
-    on_triton = [row for row in rows if is_triton(row)]
-    lines += table([row for row in rows if not is_triton(row)])
-    if on_triton:
-        lines += [HEAD_TRITON, *table(on_triton), *recommended(on_triton)]
-    lines += section(result["results"])
+    failed = {name: reason for name, reason in result["failed"].items() if is_triton(name) == on_triton}
     # A reason may be the last words of some program, of many lines.
-    lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in result["failed"].items()]
+    lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in failed.items()]
     return "\n".join(lines) + "\n"
 
 

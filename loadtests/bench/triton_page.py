@@ -1,11 +1,13 @@
-"""The part of docs/performance.md that is about Triton: the rows, and what they recommend."""
+"""docs/performance-triton.md: what its rows mean, and what they recommend."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEAD = """
-## On Triton
+HEAD = """# Performance on Triton
+
+What `make bench`, or `make bench ROWS=on_triton`, measured on one machine; it rewrites this page as it does
+[the other one](performance.md), which says what a figure is.
 
 The gateway with `RAPPORT_BACKEND=triton`, features and all, on a real tritonserver on the same cores; only what
 executes a graph there is Python, in place of NVIDIA's C++ ([deploy/triton](../deploy/triton)). Nobody is pinned where
@@ -19,8 +21,8 @@ ENOUGH = 1.05
 """A setting has to be so much better than the defaults before another one is recommended."""
 
 
-def is_triton(row: Mapping[str, Any]) -> bool:
-    return str(row["group"]).startswith("triton")
+def is_triton(group: str) -> bool:
+    return group.startswith("triton")
 
 
 def recommended(results: Sequence[Mapping[str, Any]]) -> list[str]:

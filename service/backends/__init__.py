@@ -16,6 +16,10 @@ class BackendUnavailable(Exception):
     """The backend did not answer, or does not have the model."""
 
 
+class Unreachable(BackendUnavailable):
+    """Nothing answers where the backend should be: that says nothing about any model."""
+
+
 class BadModelOutput(Exception):
     """The backend answered something that cannot be an answer: wrong name, shape or dtype, or not finite."""
 

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2_grpc
 
-from service.backends import BackendUnavailable
+from service.backends import BackendUnavailable, Unreachable
 
 LOAD_TIMEOUT_S = 60.0
 UNLOAD_TIMEOUT_S = 5.0
@@ -38,8 +38,8 @@ STUB_DIED = "is not healthy"
 """In an INTERNAL error: the process that a python-based backend runs the model in has died."""
 
 
-class Unreachable(BackendUnavailable):
-    """The endpoint does not answer at all."""
+Lane = Literal["scores", "explanations", "aside"]
+"""aside: what nobody waits for, one batch at a time."""
 
 
 class NotLoaded(BackendUnavailable):
@@ -57,7 +57,8 @@ def is_cancelled() -> bool:
 
 
 class Endpoint:
-    """address: host:port of Triton's gRPC. max_in_flight: batches that it works on for this process at once.
+    """address: host:port of Triton's gRPC. max_in_flight: batches of scores that it works on for this process at once,
+    and as many of explanations. Lanes do not share: a score never waits behind explanations.
 
     reachable: whether it answered last time, whatever it said. epoch: counts how often it went away: what was known of
     its models is not known any more.
@@ -68,16 +69,18 @@ class Endpoint:
         self.reachable = True
         self.epoch = 0
         self.busy = 0  # batches that run or wait for a slot
-        self._slots = asyncio.Semaphore(max_in_flight)
-        self._aside = asyncio.Semaphore(1)
+        self._slots = {
+            "scores": asyncio.Semaphore(max_in_flight),
+            "explanations": asyncio.Semaphore(max_in_flight),
+            "aside": asyncio.Semaphore(1),
+        }
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
     @contextlib.asynccontextmanager
-    async def slot(self, ends: float, *, aside: bool = False) -> AsyncIterator[None]:
-        """One of its places for a batch, or the one for batches aside. Raises TimeoutError where none is free by `ends`
-        (monotonic)."""
-        slots = self._aside if aside else self._slots
+    async def slot(self, lane: Lane, ends: float) -> AsyncIterator[None]:
+        """One of the lane's places for a batch. Raises TimeoutError where none is free by `ends` (monotonic)."""
+        slots = self._slots[lane]
         self.busy += 1
         try:
             if slots.locked():

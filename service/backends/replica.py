@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
@@ -15,8 +15,8 @@ from feature_client.golden import Tensors
 from feature_client.onnx_file import GraphError, check_graph
 from feature_client.release import ReleaseError, ReleaseGraph
 from feature_client.triton_config import config_json
-from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, check_golden
-from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable, is_cancelled
+from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, Unreachable, check_golden
+from service.backends.endpoint import Broken, Endpoint, Lane, NotLoaded, is_cancelled
 from service.backends.messages import infer_request, outputs_of
 
 log = logging.getLogger("rapport.backends.triton")
@@ -115,11 +115,12 @@ class Replica:
         *,
         aside: bool = False,
     ) -> Tensors:
-        """aside: it takes the place of those that nobody waits for.
+        """aside: nobody waits for it.
 
         Raises BackendUnavailable and its sub-classes; TimeoutError where it ended by `ends` or after `cap_s`.
         """
-        async with self.endpoint.slot(ends, aside=aside):
+        lane: Lane = "aside" if aside else "explanations" if self.package.graph.explains else "scores"
+        async with self.endpoint.slot(lane, ends):
             seconds = min(ends - time.monotonic(), cap_s)
             try:
                 reply = await self.endpoint.infer(request, seconds)
@@ -190,7 +191,9 @@ class Replica:
 
     async def _bring(self) -> None:
         try:
-            await self._golden(PROBE_TIMEOUT_S)
+            # One that has proven them all is asked for one, now and then: seventeen explanations every second would
+            # take Triton a tenth of a core, for each gateway that has nothing to do.
+            await self._golden(PROBE_TIMEOUT_S, rows=1 if self.ready else None)
         except NotLoaded:
             pass
         except (Broken, BadModelOutput, ReleaseError):
@@ -216,11 +219,14 @@ class Replica:
                 await self.endpoint.unload(package.name)
             raise
 
-    async def _golden(self, timeout_s: float) -> None:
-        golden = self.package.graph.golden
-        request, expected = self.package.request(golden.tensors)
+    async def _golden(self, timeout_s: float, rows: int | None = None) -> None:
+        """rows: the first of them; None: all."""
+        graph = self.package.graph
+        if rows is not None:
+            graph = replace(graph, golden=graph.golden.first(rows))
+        request, expected = self.package.request(graph.golden.tensors)
         reply = await self.endpoint.infer(request, timeout_s)
-        check_golden(self.package.graph, outputs_of(reply, self.package.name, self.package.version, expected))
+        check_golden(graph, outputs_of(reply, self.package.name, self.package.version, expected))
 
     def _out(self, error: BaseException | None) -> None:
         self.proven_in = None

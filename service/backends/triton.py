@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from feature_client.golden import Tensors
 from feature_client.release import ReleaseError, ReleaseGraph
-from service.backends import BackendUnavailable, BadModelOutput
-from service.backends.endpoint import Broken, Endpoint, NotLoaded, Unreachable
+from service.backends import BackendUnavailable, BadModelOutput, Unreachable
+from service.backends.endpoint import Broken, Endpoint, NotLoaded
 from service.backends.replica import FAILURES, Package, Replica, is_over
 
 log = logging.getLogger("rapport.backends.triton")
@@ -32,8 +32,10 @@ Told = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class TritonLimits:
-    """in_flight: batches at one endpoint at once. timeout_s: of one inference, within its deadline. instances: batches
-    of one graph that an endpoint runs at once."""
+    """in_flight: batches of a lane at one endpoint at once. timeout_s: of one inference, within its deadline.
+
+    instances: batches of one graph that an endpoint runs at once.
+    """
 
     in_flight: int = 4
     timeout_s: float = 1.0

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from feature_client.online.local_redis import LocalRedis
-from loadtests.bench.__main__ import ROWS
+from loadtests.bench.__main__ import ON_TRITON, ROWS
 from loadtests.bench.load import LoadError, find_wrk
 from tests.e2e.conftest import CUSTOMERS, Visitor
 
@@ -48,8 +48,8 @@ def measured(run: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any
 
 def test_every_row_is_measured(home: Path, tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
-    names = ",".join(name for name in ROWS if not name.startswith("triton"))
-    rows = measured(bench(home, "--rows", names, "--models", "3", "--customers", "1200", "--docs", str(page)))
+    names = ",".join(name for name in ROWS if name not in ON_TRITON)
+    rows = measured(bench(home, "--rows", names, "--models", "3", "--customers", "1200", "--docs", str(tmp_path)))
 
     assert set(rows) >= {
         "throughput_64", "one_client_cpu", "one_client_p50", "tail_rapport", "read_single", "read_batch",
@@ -66,11 +66,10 @@ def test_every_row_is_measured(home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("triton")  # that there is one at all: the bench starts its own
 def test_every_row_on_triton_is_measured(home: Path, tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
-    names = [name for name in ROWS if name.startswith("triton")]
-    rows = measured(bench(home, "--rows", ",".join(names), "--docs", str(page)))
+    page = tmp_path / "performance-triton.md"
+    rows = measured(bench(home, "--rows", "on_triton", "--docs", str(tmp_path)))
 
-    assert {row["group"] for row in rows.values()} == set(names)
+    assert {row["group"] for row in rows.values()} == set(ON_TRITON)
     assert set(rows) >= {
         "triton_1", "triton_16", "triton_64", "triton_unbatched", "triton_pinned", "triton_rows_predict_1000",
         "triton_rows_explain_32", "triton_tail", "triton_tail_rapport", "triton_queue_policy", "triton_shm_1",

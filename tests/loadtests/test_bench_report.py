@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.bench.report import Row, absolute, circumstances, document, line
+from loadtests.bench.report import Row, absolute, circumstances, line, pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def row(value: float, *, at_least: bool = False, mark: float | None = 2.0) -> Ro
 def result(*rows: Row, **other: Any) -> dict[str, Any]:
     facts = {"machine": "a machine", "commit": "abc1234", "date": "2026-01-01", "versions": {"python": "3.11"}}
     results = [{"group": "throughput", **row.as_json()} for row in rows]
-    return {**facts, "seconds": 3.0, "rounds": 3, "results": results, "failed": {}, **other}
+    return {**facts, "seconds": 3.0, "rounds": 3, "results": results, "rows": ["throughput"], "failed": {}, **other}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,9 @@ def test_the_table_says_the_figure_its_spread_and_the_verdict() -> None:
 
 
 def test_the_page_has_the_commit_the_command_and_what_is_missed() -> None:
-    page = document(result(row(1.5, at_least=True), row(1.5, mark=None), failed={"tail": "wrk is\n\n  missing"}))
+    page = pages(result(row(1.5, at_least=True), row(1.5, mark=None), failed={"tail": "wrk is\n\n  missing"}))[
+        "performance.md"
+    ]
 
     assert "a machine" in page
     assert "abc1234" in page

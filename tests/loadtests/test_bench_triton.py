@@ -15,7 +15,7 @@ from loadtests.answers import WrongAnswer
 from loadtests.bench.home import PreparationError
 from loadtests.bench.load import Load, LoadError, closed_loop, find_wrk
 from loadtests.bench.perf_analyzer import WAYS, Asked, PerfAnalyzer, install, read_report, write_rows
-from loadtests.bench.report import Row, document
+from loadtests.bench.report import Row, pages
 from loadtests.bench.servers import ServerError
 from loadtests.bench.targets import Cost
 from loadtests.bench.triton_page import recommended
@@ -50,7 +50,7 @@ def served(triton: LocalTriton, release: Release) -> Any:
 
 
 @pytest.fixture(scope="module")
-def analyzer() -> PerfAnalyzer:
+def analyzer(triton: LocalTriton) -> PerfAnalyzer:  # where there is a Triton at all
     return install(find().home)
 
 
@@ -104,6 +104,15 @@ def test_perf_analyzer_without_a_model_measures_nothing(
 
     with pytest.raises(LoadError, match=r"perf_analyzer measured nothing: .*no_such_model"):
         analyzer.drive(Asked(triton.address, "no_such_model", "1", rows), "async", 1, 0.6, None)
+
+
+def test_it_is_installed_once(analyzer: PerfAnalyzer) -> None:
+    parts = [analyzer.program, *(path for path in analyzer.libraries.iterdir() if path.is_symlink())]
+    before = [path.lstat().st_mtime_ns for path in parts]
+
+    assert install(find().home) == analyzer
+    assert len(parts) == 3
+    assert [path.lstat().st_mtime_ns for path in parts] == before
 
 
 def test_without_tritons_libraries_there_is_no_perf_analyzer(tmp_path: Path) -> None:
@@ -195,13 +204,18 @@ def test_what_is_recommended_was_better_in_every_round() -> None:
     assert recommends() == ""
 
 
-def test_triton_has_a_part_of_the_page() -> None:
+def test_triton_has_a_page_of_its_own() -> None:
     facts = {"machine": "a machine", "commit": "abc1234", "date": "2026-01-01", "versions": {"python": "3.11"}}
-    run = {**facts, "seconds": 1.0, "rounds": 1, "failed": {}}
+    run = {**facts, "seconds": 1.0, "rounds": 1, "failed": {"triton": "no such server"}}
     row = rated("2 threads", [100])
-    page = document({**run, "results": [{"group": "triton_settings", **row.as_json()}]})
+    results = [{"group": "triton_settings", **row.as_json()}]
+    written = pages({**run, "results": results, "rows": ["triton", "triton_settings"]})
 
-    assert page.index("## On Triton") < page.index(row.what)
+    assert list(written) == ["performance-triton.md"]
+    page = written["performance-triton.md"]
     assert page.count(row.what) == 1
     assert "Recommended here: the defaults." in page
-    assert "On Triton" not in document({**run, "results": []})
+    assert "Not measured: triton (no such server)." in page
+    both = pages({**run, "results": results, "rows": ["tail", "triton"]})
+    assert row.what not in both["performance.md"]
+    assert list(pages({**run, "results": [], "rows": ["tail"]})) == ["performance.md"]

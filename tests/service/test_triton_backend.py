@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -509,6 +510,20 @@ def test_no_more_batches_than_allowed_are_at_an_endpoint_and_waiting_costs_the_d
     on_liar(graph, scenario)
 
 
+def test_a_score_never_waits_behind_explanations() -> None:
+    async def run() -> None:
+        endpoint = Endpoint(AWAY, 1)
+        ends = time.monotonic() + LONG_S
+        async with endpoint.slot("explanations", ends), endpoint.slot("aside", ends), endpoint.slot("scores", ends):
+            assert endpoint.busy == 3
+            with pytest.raises(TimeoutError):
+                async with endpoint.slot("scores", time.monotonic() + 0.02):
+                    pass
+        assert endpoint.busy == 0
+
+    asyncio.run(run())
+
+
 def test_short_deadlines_of_clients_do_not_take_a_server_out_of_service(graph: ReleaseGraph) -> None:
     async def scenario(liar: LyingTriton, backend: TritonBackend) -> None:
         liar.gate.clear()
@@ -553,6 +568,26 @@ def test_the_gateway_serves_on_triton_by_its_settings(
         assert (refused.status_code, refused.json()["code"]) == (503, "model_unavailable")
         assert server.address not in refused.text
         assert total(url, "rapport_dependency_up", dependency=f"backend:{server.address}") == 0
+
+
+def test_a_gateway_that_starts_before_its_triton_waits_for_the_champion_and_takes_no_older_release(
+    triton: LocalTriton, two_releases: Release, redis_url: str, customers: list[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = Settings(
+        backend="triton", triton=f"127.0.0.1:{port}", models=two_releases.root, redis=redis_url, as_of=AS_OF,
+        log_level="warning", release_poll_s=0.05,
+    )  # fmt: skip
+    body = {"entities": [{"customer_id": "c1"}]}
+    with running(create_app(settings)) as url:
+        for _ in range(20):
+            assert requests.post(f"{url}/v1/predict", json=body, timeout=5).json()["code"] == "not_ready"
+        with LocalTriton(tmp_path, port, installation=triton.installation):
+            wait_ready(url)
+            answer = requests.post(f"{url}/v1/predict", json=body, timeout=5).json()
+            assert answer["predictions"][0]["version"] == two_releases.version
+            wait_ready(url, "last_reload", "ok")
 
 
 def test_the_missing_client_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
