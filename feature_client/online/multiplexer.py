@@ -37,6 +37,9 @@ MAX_WRITE_BYTES = 65_536
 RECONNECT_S = 0.02
 """After a failed attempt to connect, whoever asks sooner gets the same failure: nobody hammers a store that is down."""
 
+LOOKS = 2
+"""Turns of the event loop in which it looks at its sockets once for certain."""
+
 NOTHING: Any = object()
 """What hiredis says while a reply is incomplete; its own word for that, False, is also a reply (RESP3's `#f`)."""
 
@@ -83,16 +86,20 @@ class Multiplexer:
             return []
         if timeout_s <= 0:
             raise StoreTimeout
-        link = None
+        link = call = None
         try:
             async with asyncio.timeout(timeout_s):
                 link = await self._connected()
                 try:
-                    return await link.ask(commands)
+                    call = link.send(commands)
+                    return await call.future
                 except StoreDisconnected:
                     link = await self._connected()
-                    return await link.ask(commands)
+                    call = link.send(commands)
+                    return await call.future
         except (TimeoutError, asyncio.CancelledError) as exc:
+            if isinstance(exc, TimeoutError) and call is not None and await _has_come(call):
+                return call.replies
             if link is not None and link.silent_s() >= self.silence_s:
                 # Not slow but stalled, and a new connection may not be.
                 link.end(StoreTimeout)
@@ -159,6 +166,14 @@ class _Call:
         self.replies: list[Any] = []
 
 
+async def _has_come(call: _Call) -> bool:
+    """Whether it was we who were late: an event loop that stood still finds its timers first, and only then the reply,
+    which may have been in the socket all the while."""
+    for _ in range(LOOKS):
+        await asyncio.sleep(0)
+    return len(call.replies) == call.wanted
+
+
 class _Link(asyncio.Protocol):
     """One live connection. When it ends, for whatever reason, all who wait are told why."""
 
@@ -180,7 +195,8 @@ class _Link(asyncio.Protocol):
         self.lost = self.loop.create_future()
         self.transport.set_protocol(self)
 
-    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+    def send(self, commands: Sequence[bytes]) -> _Call:
+        """The future of the call will have the replies."""
         if self.in_flight + len(commands) > MAX_IN_FLIGHT:
             raise FeatureStoreUnavailable("too many reads are in flight")
         call = _Call(len(commands), self.loop.create_future())
@@ -191,7 +207,7 @@ class _Link(asyncio.Protocol):
         if not self.outbox:
             self.loop.call_soon(self._flush)
         self.outbox.extend(commands)
-        return await call.future
+        return call
 
     def silent_s(self) -> float:
         """For how long it has owed replies without sending anything."""

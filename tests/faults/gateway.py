@@ -36,7 +36,6 @@ class GatewayProcess:
             "RAPPORT_WORKERS": str(WORKERS),
             "RAPPORT_LOG_LEVEL": "warning",
             # Clients, gateway, store and model server share two cores here, and the store is not what is tested.
-            "RAPPORT_REDIS_TIMEOUT_MS": "1000",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -3,12 +3,14 @@
 import asyncio
 import random
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from redis import Redis
 
 from feature_client.online import multiplexer
@@ -186,6 +188,23 @@ def test_one_callers_haste_is_nobody_elses_and_a_late_reply_goes_to_nobody(redis
             assert redis._link is link
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_loop_that_stood_still_finds_the_reply_that_came_meanwhile(run: Callable[..., None], redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(parse(redis_url), silence_s=0.05) as redis:
+            await redis.ask([echo("warm")], PATIENCE_S)
+            link = redis._link
+            for number in range(5):
+                asked = asyncio.create_task(redis.ask([echo(f"{number}"), echo("too")], 0.05))
+                await asyncio.sleep(0)  # it asks
+                await asyncio.sleep(0)  # and the command is on its way
+                time.sleep(0.08)  # noqa: ASYNC251  (that is the fault)
+                assert await asked == [f"{number}".encode(), b"too"]
+            assert redis._link is link
+
+    run(scenario())
 
 
 def test_a_connection_that_owes_replies_and_is_silent_is_given_up(redis_url: str) -> None:
