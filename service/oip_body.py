@@ -217,7 +217,7 @@ def _timeout_s(parameters: Parameters) -> float | None:
     timeout = parameters.get("timeout")
     if timeout is None:
         return None
-    if type(timeout) is not int or timeout < 0:
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
         raise InvalidRequest("parameters.timeout: whole microseconds")
     # Triton's: none.
     return timeout / 1e6 if timeout else None

@@ -27,7 +27,9 @@ PROBE_TIMEOUT_S = 2.0
 LATE_AT_MOST = 3
 """So many inferences in a row that were late take the graph out of service here."""
 PATIENCE_S = 0.05
-"""One that was given less says nothing about the server: clients choose their deadlines."""
+PATIENCE = 3
+"""One that was given less than PATIENCE_S, or than so many times what golden rows take there, for as many rows, says
+nothing about the server: clients choose their deadlines."""
 
 EJECTED_FIRST_S, EJECTED_AT_MOST_S = 0.25, 5.0
 REFUSED_FIRST_S, REFUSED_AT_MOST_S = 0.5, 30.0
@@ -91,6 +93,7 @@ class Replica:
         self.suspect = self.hangs = False
         self.refusal: str | None = None
         self._late = 0
+        self._golden_s = 0.0  # what golden rows took last
         self._fell = 0  # how often it went out of service without a steady while between
         self._was_ready: bool | None = None
         self._proving: asyncio.Task[None] | None = None
@@ -131,7 +134,8 @@ class Replica:
             except (TimeoutError, asyncio.CancelledError) as exc:
                 # Whoever waits may end this at the deadline, a moment before gRPC does.
                 self.suspect = True
-                self._late += seconds >= PATIENCE_S and (isinstance(exc, TimeoutError) or is_over(ends))
+                was_given_enough = seconds >= min(self._patience_s(expected), cap_s)
+                self._late += was_given_enough and (isinstance(exc, TimeoutError) or is_over(ends))
                 if self._late >= LATE_AT_MOST:
                     self._eject(exc)
                 raise
@@ -225,8 +229,15 @@ class Replica:
         if rows is not None:
             graph = replace(graph, golden=graph.golden.first(rows))
         request, expected = self.package.request(graph.golden.tensors)
+        started = time.monotonic()
         reply = await self.endpoint.infer(request, timeout_s)
+        if rows is None:
+            self._golden_s = time.monotonic() - started
         check_golden(graph, outputs_of(reply, self.package.name, self.package.version, expected))
+
+    def _patience_s(self, expected: Mapping[str, tuple[int, ...]]) -> float:
+        rows = max(shape[0] for shape in expected.values())
+        return max(PATIENCE_S, PATIENCE * self._golden_s * max(rows / len(self.package.graph.golden), 1.0))
 
     def _out(self, error: BaseException | None) -> None:
         self.proven_in = None

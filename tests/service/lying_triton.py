@@ -23,7 +23,8 @@ def honest(reply: pb.ModelInferResponse) -> None:
 class LyingTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Of one graph. error: what it says to everything but golden rows. held: it does not answer until `gate` is set.
 
-    asked, cancelled: inferences that were not golden; of them, those that nobody waited for any more.
+    golden_s: what it takes for golden rows. asked, cancelled: inferences that were not golden; of them, those that
+    nobody waited for any more.
     """
 
     def __init__(self, graph: ReleaseGraph) -> None:
@@ -31,6 +32,7 @@ class LyingTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         self.lie: Lie = honest
         self.error: tuple[grpc.StatusCode, str] | None = None
         self.golden_too = False
+        self.golden_s = 0.0
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked = self.cancelled = 0
@@ -63,6 +65,8 @@ class LyingTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         golden = self.graph.golden
         rows = request.inputs[0].shape[0]
         is_golden = request.raw_input_contents[0] == golden.tensors["numeric"].tobytes()
+        if is_golden:
+            await asyncio.sleep(self.golden_s)
         if not is_golden or self.golden_too:
             self.asked += 1
             try:

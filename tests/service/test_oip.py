@@ -454,6 +454,7 @@ WRONG_TENSORS: dict[str, tuple[str, object]] = {
     "timeout is text": ("parameters", {"timeout": "1"}),
     "timeout is true": ("parameters", {"timeout": True}),
     "timeout is negative": ("parameters", {"timeout": -1}),
+    "timeout is beyond any float": ("parameters", {"timeout": 10**400}),
     "parameter is a list": ("parameters", {"timeout": [1]}),
     "FP64": ("inputs.0.datatype", "FP64"),
     "unknown datatype": ("inputs.0.datatype", SECRET),

@@ -537,6 +537,24 @@ def test_short_deadlines_of_clients_do_not_take_a_server_out_of_service(graph: R
     on_liar(graph, scenario)
 
 
+def test_deadlines_that_no_server_could_meet_do_not_take_it_out_of_service(graph: ReleaseGraph) -> None:
+    """Reasons for many take longer than PATIENCE_S: a client that gives them less must not end everybody's."""
+    given = 2 * replica_module.PATIENCE_S
+
+    async def scenario(liar: LyingTriton, backend: TritonBackend) -> None:
+        liar.golden_s = 2 * given
+        await backend.load(graph)
+        liar.gate.clear()
+        for _ in range(3 * replica_module.LATE_AT_MOST):
+            with pytest.raises(TimeoutError):
+                await backend.infer(graph.name, inputs(graph, 3), given)
+        assert backend.available
+        liar.gate.set()
+        await backend.infer(graph.name, inputs(graph, 3), LONG_S)
+
+    on_liar(graph, scenario)
+
+
 def test_the_gateway_serves_on_triton_by_its_settings(
     triton: LocalTriton, release: Release, redis_url: str, customers: list[str], tmp_path: Path
 ) -> None:
