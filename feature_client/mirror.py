@@ -32,13 +32,13 @@ from feature_client.release import (
     read_release,
     release_files,
 )
+from feature_client.routes import MAX_BYTES as MAX_ROUTES_BYTES
 from feature_client.routes import Route, read_routes, routes_file
 
 if TYPE_CHECKING:  # needs an extra, and only where a key is configured
     from feature_client.signature import TrustedKeys
 
 ROUTES = "routes.toml"
-MAX_ROUTES_BYTES = 1 * 2**20
 
 TIMEOUT_S = 30.0
 """One file or one question. A storage that is slower than this is as good as away."""

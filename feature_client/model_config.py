@@ -43,9 +43,20 @@ ALLOWED: Allowed = {
 """Key -> what may stand inside of it; None for a plain value. Not here: other backends' files, ensembles, repository
 agents (which run libraries), warm-up from files, and all that we do not write."""
 
+NUMBERS: Mapping[str, int] = {
+    "version_policy.specific.versions": 1,  # a repository has no other
+    "instance_group.count": 64,
+    "dynamic_batching.max_queue_delay_microseconds": 100_000,
+    "model_warmup.batch_size": MAX_BATCH,
+    "model_warmup.count": 1_000,
+    "model_warmup.inputs.value.dims": 65_536,
+}
+"""Key -> the largest number there: Triton would start a million processes, or let every request wait for an hour."""
+
+MAX_THREADS = 256
+
 PARAMETERS = frozenset({CONTRACT_KEY, "intra_op_thread_count", "inter_op_thread_count"})
 ACCELERATORS = frozenset({"cuda"})
-CUDA = frozenset({"use_tf32"})
 
 TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*)
@@ -85,6 +96,9 @@ def _check_keys(message: Message, allowed: Allowed, path: str) -> None:
             raise ConfigError(f"{path}{key} is nothing that Rapport writes")
         if isinstance(value, str) != (inside is None):
             raise ConfigError(f"{path}{key} is not of the form that Rapport writes")
+        most = NUMBERS.get(f"{path}{key}")
+        if most is not None and not _is_number(value, most):
+            raise ConfigError(f"{path}{key} is not a number from 0 to {most:,}")
         if not isinstance(value, str) and isinstance(inside, Mapping):
             _check_keys(value, inside, f"{path}{key}.")
 
@@ -110,17 +124,26 @@ def _check_settings(config: Message, contract: Contract) -> None:
         (_texts(pair, "key"), [text for value in _messages(pair, "value") for text in _texts(value, "string_value")])
         for pair in _messages(config, "parameters")
     ]
-    for key, _ in parameters:
+    for key, values in parameters:
         if len(key) != 1 or key[0] not in PARAMETERS:
             raise ConfigError(f"the parameter {key} is nothing that Rapport writes")
+        if key != [CONTRACT_KEY] and not all(_is_number(value, MAX_THREADS) for value in values):
+            raise ConfigError(f"{key[0]} is not a number from 0 to {MAX_THREADS}")
     if [value for key, value in parameters if key == [CONTRACT_KEY]] != [[contract.digest]]:
         raise ConfigError("it was written for another contract")
     for optimization in _messages(config, "optimization"):
         for accelerators in _messages(optimization, "execution_accelerators"):
             for accelerator in _messages(accelerators, "gpu_execution_accelerator"):
-                options = [text for pair in _messages(accelerator, "parameters") for text in _texts(pair, "key")]
-                if not ACCELERATORS.issuperset(_texts(accelerator, "name")) or not CUDA.issuperset(options):
+                options = [
+                    (_texts(pair, "key"), _texts(pair, "value")) for pair in _messages(accelerator, "parameters")
+                ]
+                # With TF32 on, answers would differ from the golden ones in the third digit.
+                if not ACCELERATORS.issuperset(_texts(accelerator, "name")) or options != [(["use_tf32"], ["0"])]:
                     raise ConfigError("its accelerator is not the one that Rapport writes")
+
+
+def _is_number(value: Value, most: int) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) is not None and int(value) <= most
 
 
 def _texts(message: Message, key: str) -> list[str]:

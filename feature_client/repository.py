@@ -5,6 +5,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -137,6 +138,8 @@ def prunable(root: Path, model: str | None, keep: int) -> Pruning:
 def prune(root: Path, pruning: Pruning) -> Pruning:
     """Removes it, but for what has been routed, or finished, since; returns what is gone.
 
+    What another command has removed meanwhile is not among that.
+
     The manifest goes first: a release that is half gone is not listed. A number is never free again: the directory of
     the newest one stays, empty. Raises RoutesError, RepositoryError.
     """
@@ -146,7 +149,7 @@ def prune(root: Path, pruning: Pruning) -> Pruning:
         old = {left.name for left in _leftovers(root, None) if left.age_s > LEFTOVER_AGE_S}
         try:
             for listed in pruning.releases:
-                if (listed.model, listed.version) not in named:
+                if (listed.model, listed.version) not in named and (root / listed.name / MANIFEST).exists():
                     (root / listed.name / MANIFEST).unlink(missing_ok=True)
                     sync(root / listed.name)
                     _clear(root, listed.name)
@@ -211,8 +214,7 @@ def _leftovers(root: Path, model: str | None) -> Iterator[Leftover]:
 
 
 def _leftover(name: str, paths: Sequence[Path]) -> Leftover:
-    touched = [_status(file) for path in paths for file in (path, *path.rglob("*"))]
-    age_s = time.time() - max((status.st_mtime for status in touched if status), default=0.0)
+    age_s = time.time() - max((status.st_mtime for status in _statuses(paths)), default=0.0)
     return Leftover(name, _size(paths), age_s)
 
 
@@ -244,15 +246,16 @@ def _directories(root: Path, name: str) -> list[Path]:
 
 
 def _size(paths: Sequence[Path]) -> int:
-    files = (status for path in paths for file in (path, *path.rglob("*")) if (status := _status(file)))
-    return sum(status.st_size for status in files if stat.S_ISREG(status.st_mode))
+    return sum(status.st_size for status in _statuses(paths) if stat.S_ISREG(status.st_mode))
 
 
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except OSError:  # gone meanwhile: a publisher is at work
-        return None
+def _statuses(paths: Sequence[Path]) -> Iterator[os.stat_result]:
+    """Of these directories and all that is in them, but for what is gone meanwhile: a publisher is at work."""
+    for path in paths:
+        for directory, _, files in os.walk(path):
+            for name in (".", *files):
+                with suppress(OSError):
+                    yield (Path(directory) / name).lstat()
 
 
 def _is_whole(root: Path, model: str, version: int) -> bool:

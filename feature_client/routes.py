@@ -1,7 +1,9 @@
 """routes.toml: which release of each model answers whom. People write it, and so do commands, one at a time."""
 
+import errno
 import fcntl
 import os
+import stat
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,8 @@ from feature_client.release import MODEL_NAME
 
 Version = Annotated[int, Meta(ge=1, le=999_999_999)]
 
+MAX_BYTES = 1 * 2**20
+"""A larger routes.toml is refused: a model's route takes a hundred."""
 
 LOCK_WAIT_S = 30.0
 """A writer reads the files of the releases that it names while the others wait."""
@@ -120,7 +124,7 @@ def read_routes(root: Path) -> dict[str, Route]:
     """Model -> route. Raises RoutesError."""
     path = routes_file(root)
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(_read(path))
         routes = msgspec.convert(tables, dict[str, Route])
     except FileNotFoundError as exc:
         raise RoutesError(f"no release is published: {path} does not exist") from exc
@@ -131,6 +135,20 @@ def read_routes(root: Path) -> dict[str, Route]:
     if not all(MODEL_NAME.fullmatch(model) for model in routes):
         raise RoutesError(f"{path}: a model is named by {MODEL_NAME.pattern}")
     return routes
+
+
+def _read(path: Path) -> str:
+    """Never waits for the other end of a pipe: whoever watches would watch no more. Raises OSError, UnicodeDecodeError.
+
+    Through links, as a mounted ConfigMap has them.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES:,} bytes", str(path))
+    return content.decode()
 
 
 def change_route(root: Path, model: str, change: Callable[[Route | None], Route]) -> tuple[Route | None, Route]:
@@ -189,7 +207,7 @@ def _is_mine(descriptor: int, lock: Path) -> bool:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _read(path)
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as exc:

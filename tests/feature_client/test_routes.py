@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -173,6 +174,28 @@ def test_whatever_the_layout_readers_get_the_route_that_was_meant(tmp_path: Path
     assert read_routes(tmp_path) == {**others, "m": route}
     change_route(tmp_path, "m", lambda _: Route(1))
     assert read_routes(tmp_path) == {**others, "m": Route(1)}
+
+
+def pipe(path: Path) -> None:
+    """Whoever opens one waits for its other end."""
+    os.mkfifo(path)
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 + 2**20)
+
+
+@pytest.mark.parametrize(("make", "reason"), [(pipe, "not a file"), (Path.mkdir, "directory"), (huge, "larger than")])
+def test_routes_that_are_no_file_of_routes_keep_nobody_waiting(
+    tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    make(tmp_path / "routes.toml")
+
+    with pytest.raises(RoutesError, match=f"cannot be read: .*{reason}"):
+        read_routes(tmp_path)
+    with pytest.raises(RoutesError, match=f"left alone: .*{reason}"):
+        change_route(tmp_path, "engagement", lambda _: Route(1))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 import requests
 
 from feature_client.release import Release, list_versions, read_release
-from feature_client.repository import LEFTOVER_AGE_S, prunable, prune
+from feature_client.repository import LEFTOVER_AGE_S, prunable, prune, take_inventory
 from feature_client.routes import Canary, Route, change_route, read_routes
 from model_export.pipeline import write_run
 from model_export.publish import Artifacts, publish, set_champion
@@ -434,6 +435,33 @@ def test_prune_spares_what_was_routed_meanwhile(models: Path) -> None:
 
     assert prune(models, pruning).names == ["engagement.1"]
     assert read_release(models, "engagement", 4)
+
+
+def test_of_two_who_prune_at_once_each_says_what_it_removed(models: Path) -> None:
+    pruning = prunable(models, None, keep=0)
+
+    assert prune(models, pruning).names == ["engagement.1", "engagement.4"]
+    assert prune(models, pruning).names == []
+
+
+def test_the_list_outlives_a_publisher_that_finishes_meanwhile(models: Path) -> None:
+    """Its scratch goes while it is looked at."""
+    done = threading.Event()
+
+    def publish_and_publish() -> None:
+        while not done.is_set():
+            for deep in range(20):
+                (models / ".staging-x" / f"engagement.{deep}" / "1").mkdir(parents=True)
+            shutil.rmtree(models / ".staging-x")
+
+    publisher = threading.Thread(target=publish_and_publish)
+    publisher.start()
+    try:
+        for _ in range(100):
+            assert len(take_inventory(models).releases) == 4
+    finally:
+        done.set()
+        publisher.join()
 
 
 def test_prune_without_routes_removes_nothing(rapport: Rapport, models: Path) -> None:
