@@ -17,8 +17,11 @@ from feature_client.contract import CONTRACT_KEY, Contract
 from feature_client.errors import RapportError
 
 MAX_BYTES = 256 * 2**20
-"""64 million float32 weights, a thousand times what the built-in networks have. While a graph is looked at, it takes
-about five times its size of memory, in each worker."""
+"""64 million float32 weights, a thousand times what the built-in networks have."""
+
+MAX_STRUCTURE_BYTES = 4 * 2**20
+"""Of all but the weights, which are copied as they are: a node of two bytes takes a hundred of memory while it is
+looked at, so that this much may take 400 MB for a moment, in each worker. Exporters write weights as raw data."""
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operators of the standard: none of them opens a file. Our exporter uses the first alone. com.microsoft is not among
@@ -155,6 +158,8 @@ def _parsed(content: bytes) -> Any:
     if content[4:8] == b"ORTM":
         # ONNX Runtime would take its own format, of which protobuf sees a harmless model at best.
         raise GraphError("not an ONNX model: it is marked as ONNX Runtime's own format")
+    if _structure_bytes(content) > MAX_STRUCTURE_BYTES:
+        raise GraphError(f"it has more than {MAX_STRUCTURE_BYTES} bytes besides raw weights")
     protobuf = _protobuf()
     model = _model_class()()
     try:
@@ -168,6 +173,47 @@ def _parsed(content: bytes) -> Any:
     if not model.HasField("graph") or not model.opset_import:
         raise GraphError("not an ONNX model: it has no graph, or does not say which operators")
     return model
+
+
+def _structure_bytes(content: bytes) -> int:
+    """Bytes of a model beside its graph's raw weights: from the wire format, before anything is made of it. Stops where
+    there are too many. Of what is no protobuf, all bytes count."""
+    total = 0
+    # Of the nested messages, those that the raw weights are in: ModelProto.graph, GraphProto.initializer.
+    spans: list[tuple[int, int, tuple[int, ...]]] = [(0, len(content), (7, 5))]
+    while spans:
+        at, end, path = spans.pop()
+        while at < end:
+            start = at
+            key, at = _varint(content, at)
+            number, kind = key >> 3, key & 7
+            size, at = _varint(content, at) if kind == LENGTH else (0, at)
+            at = _varint(content, at)[1] if kind == VARINT else at + FIXED.get(kind, size)
+            inside = kind == LENGTH and ((path and number == path[0]) or (not path and number == RAW_DATA))
+            if inside and path:
+                spans.append((at - size, min(at, end), path[1:]))
+            total += at - start - (size if inside else 0)
+            if total > MAX_STRUCTURE_BYTES:
+                return total
+    return total
+
+
+VARINT, LENGTH = 0, 2
+FIXED = {1: 8, 5: 4}
+RAW_DATA = 9
+"""Kinds of fields on the wire, and TensorProto.raw_data."""
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """The number, and where it ends; 0 beyond the end."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[at] if at < len(content) else 0
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            break
+    return value, at
 
 
 def _check_reach(model: Any) -> None:

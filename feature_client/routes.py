@@ -62,6 +62,11 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             raise ValueError("a version that answers cannot be a shadow as well")
 
     @property
+    def answering(self) -> tuple[int, ...]:
+        """The champion, and the canary where there is one."""
+        return (self.champion,) if self.canary is None else (self.champion, self.canary.version)
+
+    @property
     def named(self) -> tuple[int, ...]:
         """Every version that is to be loaded, the champion first, each once."""
         canary = () if self.canary is None else (self.canary.version,)

@@ -379,6 +379,8 @@ def _about_all(pairs: Pairs, degraded: Sequence[float], latency: Sequence[Latenc
         reasons.append(
             f"{degraded[1]:.1%} of the customers are degraded with the shadow, {degraded[0]:.1%} with the champion"
         )
+    if not latency:
+        reasons.append(f"too few inferences were timed: {MIN_TIMED} of about one size are needed")
     reasons += [
         f"{one.rows} rows take the shadow {one.ratio:.2f} times as long, more than {t.max_latency:g}"
         for one in latency

@@ -160,14 +160,18 @@ class LocalTriton:
 
     def _start(self, installation: Installation) -> None:
         self._task = task = self._make_task(installation)
-        command = [sys.executable, "-m", "service.triton_supervisor", msgspec.json.encode(task).decode()]
+        command = [sys.executable, "-m", "service.triton_supervisor"]
         # Appended to, in one place, by each that runs in this directory.
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             # Its own session: Ctrl-C reaches us alone, and the block ends it after those who still use it.
             self._supervisor = subprocess.Popen(  # noqa: S603
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
+        # Not on its command line: everybody may read that, and the environment is in it.
+        assert self._supervisor.stdin is not None  # noqa: S101
+        with suppress(BrokenPipeError), self._supervisor.stdin as pipe:
+            pipe.write(msgspec.json.encode(task))
         try:
             self.wait_ready()
         except BaseException:

@@ -181,6 +181,8 @@ class Releases:
         else:
             self.served = {model: served for model, served in self.served.items() if model in routes}
             for model, route in routes.items():
+                self._flip(model, route)
+            for model, route in routes.items():
                 await self._follow(model, route, failures)
         self._report(failures)
         if not failures.keys() - {STORAGE}:
@@ -198,6 +200,13 @@ class Releases:
             return ()
         manifests = sorted(path.parent.name for path in self.root.glob("*/manifest.json"))
         return routes.st_mtime_ns, routes.st_ino, tuple(manifests)
+
+    def _flip(self, model: str, route: Route) -> None:
+        """Where all who are to answer are loaded: a rollback waits for nothing that has to be loaded first."""
+        names = [f"{model}.{version}" for version in route.answering]
+        if model in self.served and all(name in self._loaded for name in names):
+            others = [version for version in route.named if version != route.champion]
+            self._serve(model, route, self._loaded[names[0]], [*others, *map(int, self.served[model].versions)])
 
     async def _follow(self, model: str, route: Route, failures: dict[str, Exception]) -> None:
         """Serves `model` as `route` says, as far as that can be loaded; the rest goes into `failures`."""

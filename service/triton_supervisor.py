@@ -55,7 +55,7 @@ class Task:
 
 
 def main() -> None:
-    task = msgspec.json.decode(sys.argv[1], type=Task)
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
     end_with(task.owner)
     if sys.platform == "linux":
         # Its Python processes become our children when it dies, so that we can see them end.

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ log = logging.getLogger("rapport.backends.triton")
 
 PROBE_TIMEOUT_S = 2.0
 """For the golden rows of a graph that is loaded. A dead stub process is reported after one second."""
+SPREAD_S = 0.5
+MENDED_S = 0.3
+"""For one golden row of a graph whose process was dead: within it, whoever has mended it is seen to have."""
 
 LATE_AT_MOST = 3
 """So many inferences in a row that were late take the graph out of service here."""
@@ -90,7 +94,7 @@ class Replica:
         self.proven_in: int | None = None
         self.proven_at = self.answered_at = -STEADY_S  # monotonic
         self.tried_at = self.try_at = 0.0
-        self.suspect = self.hangs = False
+        self.suspect = self.hangs = self.broken = False
         self.refusal: str | None = None
         self._late = 0
         self._golden_s = 0.0  # what golden rows took last
@@ -190,17 +194,25 @@ class Replica:
             raise
         # It may have gone and come back meanwhile, and be another by now.
         self.proven_in, self.proven_at = epoch if self.endpoint.epoch == epoch else None, time.monotonic()
-        self.suspect, self.hangs, self.refusal, self._late = False, False, None, 0
+        self.suspect = self.hangs = self.broken = False
+        self.refusal, self._late = None, 0
         self._note()
 
     async def _bring(self) -> None:
+        if self.broken:
+            # Every gateway was told so at the same moment: mostly one of them mends it for all. Triton 2.51 has crashed
+            # where several loaded and unloaded one model at once.
+            await asyncio.sleep(random.uniform(0.0, SPREAD_S))  # noqa: S311  (no secret)
         try:
             # One that has proven them all is asked for one, now and then: seventeen explanations every second would
             # take Triton a tenth of a core, for each gateway that has nothing to do.
-            await self._golden(PROBE_TIMEOUT_S, rows=1 if self.ready else None)
+            once_proven = self.ready or self.broken
+            await self._golden(MENDED_S if self.broken else PROBE_TIMEOUT_S, rows=1 if once_proven else None)
         except NotLoaded:
             pass
-        except (Broken, BadModelOutput, ReleaseError):
+        except (Broken, BadModelOutput, ReleaseError, TimeoutError) as exc:
+            if isinstance(exc, TimeoutError) and not self.broken:
+                raise
             self.proven_in = None
             # A load alone would do nothing: Triton has this model with this config.
             await self.endpoint.unload(self.package.name)
@@ -240,6 +252,8 @@ class Replica:
         return max(PATIENCE_S, PATIENCE * self._golden_s * max(rows / len(self.package.graph.golden), 1.0))
 
     def _out(self, error: BaseException | None) -> None:
+        # Once it was: what never proved all of its golden rows is not asked for one.
+        self.broken = isinstance(error, Broken) and (self.broken or self.proven_in is not None)
         self.proven_in = None
         self._note(error)
 

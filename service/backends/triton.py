@@ -26,6 +26,10 @@ IDLE_S = 1.0
 PROVEN_EVERY_S = 10.0
 """The same for a graph that answers all the time."""
 
+TOGETHER = 4
+"""Graphs proven at once: one that waits for a dead process holds up no other, and a Triton that comes back is not given
+fifty to load at the same moment."""
+
 Told = Callable[[str, bool], None]
 """Is told of every endpoint (host:port) whether all is well there, whenever it was looked after."""
 
@@ -115,7 +119,9 @@ class TritonBackend:
             other = await self._choose(replicas, late, ends)
         except (BackendUnavailable, BadModelOutput):
             self._wake[replica.endpoint.address].set()
-            raise
+            if not any(one.ready for one in replicas if one is not replica):
+                raise
+            other = await self._choose(replicas, replica, ends)
         try:
             return await other.infer(request, expected, ends, self.limits.timeout_s, aside=aside)
         except TimeoutError as exc:
@@ -136,16 +142,17 @@ class TritonBackend:
         for endpoint in self.endpoints:
             await endpoint.close()
 
-    async def _choose(self, replicas: Sequence[Replica], late: Replica | None, ends: float) -> Replica:
-        """The ready one with the least to do, in turn among equals; where none is, the first that can be mended.
+    async def _choose(self, replicas: Sequence[Replica], failed: Replica | None, ends: float) -> Replica:
+        """The ready one with the least to do, in turn among equals; where none is, the first that can be mended. One in
+        doubt comes last: who fails fast has little to do.
 
         Raises BackendUnavailable, BadModelOutput; TimeoutError at `ends`.
         """
         self._turn += 1
         first = self._turn % len(replicas)
-        in_turn = [replica for replica in (*replicas[first:], *replicas[:first]) if replica is not late]
+        in_turn = [replica for replica in (*replicas[first:], *replicas[:first]) if replica is not failed]
         if ready := [replica for replica in in_turn if replica.ready]:
-            return min(ready, key=lambda replica: replica.endpoint.busy)
+            return min(ready, key=lambda replica: (replica.suspect, replica.endpoint.busy))
         name = replicas[0].package.name
         for replica in in_turn:
             if replica.mendable:
@@ -172,13 +179,14 @@ class TritonBackend:
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         here = [replica for replicas in self.replicas.values() for replica in replicas if replica.endpoint is endpoint]
-        for replica in _due(here):
-            try:
-                await replica.prove()
-            except (Unreachable, TimeoutError):
+        due = _due(here)
+        for start in range(0, len(due), TOGETHER):
+            proofs = [replica.prove() for replica in due[start : start + TOGETHER]]
+            outcomes = [one for one in await asyncio.gather(*proofs, return_exceptions=True) if one is not None]
+            if defects := [one for one in outcomes if not isinstance(one, FAILURES)]:
+                raise defects[0]
+            if any(isinstance(one, (Unreachable, TimeoutError)) for one in outcomes):
                 break  # the others have the same to say, and one that hangs must not keep them waiting every time
-            except FAILURES:
-                continue
         self._tell(endpoint)
 
     def _tell(self, endpoint: Endpoint) -> None:

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from feature_client.contract import discrepancy
+from feature_client.routes import read_routes
 from service.local_triton import LocalTriton
 from tests.e2e.conftest import CUSTOMERS, Visitor, visiting
 from tests.triton_calls import batches, batches_when, connected
@@ -60,10 +61,11 @@ def test_triton_gives_the_answers_that_the_gateway_gives_itself(
     visitor: Visitor, on_triton: Visitor, customers: list[str]
 ) -> None:
     assert "still valid: nothing to rebuild" in on_triton.said
+    graph = f"engagement.{read_routes(on_triton.workspace.models)['engagement'].champion}.explain"
     with connected(address(on_triton)) as client:
-        before, _ = batches(client, f"{MODEL}.explain")
+        before, _ = batches(client, graph)
         ours, theirs = (explained(one, customers[:20])["predictions"] for one in (visitor, on_triton))
-        batches_when(client, f"{MODEL}.explain", rows=before + 20)
+        batches_when(client, graph, rows=before + 20)
 
     for one, other in zip(ours, theirs, strict=True):
         assert one["entity"] == other["entity"]

@@ -309,3 +309,34 @@ def test_without_protobuf_a_sentence_says_what_to_install(release: Release, monk
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
     with pytest.raises(RapportError, match=r"rapport\[cpu\]"):
         read_again(release)
+
+
+@pytest.mark.parametrize("part", ["empty nodes", "empty inputs", "float_data", "names"])
+def test_what_would_take_much_more_memory_than_its_bytes_is_refused_before_it_is_parsed(
+    pristine: Release, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_STRUCTURE_BYTES", 100_000)
+    graph = pristine.graphs()[0]
+    model = onnx.load_from_string(graph.read())
+    check_graph(model.SerializeToString(deterministic=True), pristine.contract, explains=False)
+    if part == "empty nodes":
+        model.graph.node.extend([onnx.NodeProto()] * 50_000)
+    if part == "empty inputs":
+        model.graph.input.extend([onnx.ValueInfoProto()] * 50_000)
+    if part == "float_data":
+        model.graph.initializer.add(data_type=1, dims=[30_000], float_data=[1.0] * 30_000, name="more")
+    if part == "names":
+        model.graph.node[0].doc_string = "x" * 100_000
+    monkeypatch.setattr(onnx_file, "_model_class", None)  # nothing is parsed
+
+    with pytest.raises(GraphError, match="100000 bytes besides raw weights"):
+        check_graph(model.SerializeToString(deterministic=True), pristine.contract, explains=False)
+
+
+def test_raw_weights_are_no_structure(pristine: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_STRUCTURE_BYTES", 100_000)
+    graph = pristine.graphs()[0]
+    model = onnx.load_from_string(graph.read())
+    model.graph.initializer.add(data_type=1, dims=[100_000], raw_data=bytes(400_000), name="more")
+
+    check_graph(model.SerializeToString(deterministic=True), pristine.contract, explains=False)
