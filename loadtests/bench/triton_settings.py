@@ -33,7 +33,7 @@ def in_flight(batches: int) -> Mapping[str, object]:
 
 SETTINGS = (
     Setting("1 batch in flight", in_flight(1)),
-    # The defaults, as long as they are that: how far two of the same are apart.
+    # The defaults, as long as they are that: how far two of the same are apart (triton_page.py).
     Setting("2 batches in flight", in_flight(2)),
     Setting("4 batches in flight", in_flight(4)),
     Setting("8 batches in flight", in_flight(8)),

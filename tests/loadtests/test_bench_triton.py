@@ -201,6 +201,8 @@ def test_what_is_recommended_was_better_in_every_round() -> None:
     assert "Recommended here: the defaults." in recommends(rated("2 threads", [104, 104, 104]))
     unbatched = recommends(steady, rated("no dynamic batching", [200, 200, 200]))
     assert '`{"dynamic_batching": null}` in the model\'s config' in unbatched
+    assert "Recommended here: the defaults." in recommends(steady, rated("2 batches in flight", [90, 100, 125]))
+    assert "1.25 times as good" in recommends(steady, rated("2 batches in flight", [90, 100, 125]))
     assert recommends() == ""
 
 
