@@ -37,10 +37,8 @@ def recommended(results: Sequence[Mapping[str, Any]]) -> list[str]:
     better = [row for row in settings if row["figure"] >= noise and min(row["values"]) > 1]
     better = [row for row in better if row["details"]["gateway"] != DEFAULTS]
     if not better:
-        return [
-            f"\nRecommended here: the defaults. No other setting was better in every round and, in the median, "
-            f"{noise:.2f} times as good: so far apart are two of the same, or 5 %."
-        ]
+        reason = f"in the median {noise:.2f} times as good: so far apart are two of the same, or 5 %"
+        return [f"\nRecommended here: the defaults. No other setting was better in every round and {reason}."]
     best = max(better, key=lambda row: float(row["figure"]))
     gateway, model = best["details"]["gateway"], best["details"]["model"]
     said = [f"`RAPPORT_{name.upper()}={value}`" for name, value in gateway.items()]
