@@ -95,10 +95,6 @@ class ReleaseGraph:
         """The graph as it was verified: a backend that loads these bytes runs nothing else. Raises ReleaseError."""
         return _read_again(self.directory / GRAPH, f"{self.name}/{GRAPH}", self.digests[GRAPH])
 
-    def read_config(self) -> bytes:
-        """config.pbtxt as it was verified. Raises ReleaseError."""
-        return _read_again(self.directory / CONFIG, f"{self.name}/{CONFIG}", self.digests[CONFIG])
-
     def outputs(self, rows: int) -> dict[str, tuple[int, ...]]:
         """Output -> shape, for that many rows."""
         return self.contract.outputs(rows, explained=self.explains)
