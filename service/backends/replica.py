@@ -13,6 +13,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
 
 from feature_client.golden import Tensors
+from feature_client.onnx_file import GraphError, check_graph
 from feature_client.release import ReleaseError, ReleaseGraph
 from feature_client.triton_config import config_json
 from service.backends import GOLDEN_TIMEOUT_S, BackendUnavailable, BadModelOutput, Unreachable, check_golden
@@ -67,9 +68,13 @@ class Package:
     def read(cls, graph: ReleaseGraph, instances: int = 1) -> "Package":
         """instances: batches that each Triton runs at once, on each GPU or on its CPUs.
 
-        Raises ReleaseError where it is not there as it was verified.
+        Raises ReleaseError where it is not there as it was verified, or is no graph of its contract.
         """
         content = graph.read()
+        try:
+            check_graph(content, graph.contract, explains=graph.explains)
+        except GraphError as exc:
+            raise ReleaseError(f"{graph.name}: {exc}") from exc
         # Triton's versions are numbers of 63 bits.
         version = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
         return cls(graph, content, str(version), config_json(graph, version=version, instances=instances))
