@@ -27,8 +27,9 @@ from service.metrics import Metrics
 from service.oip import OpenInference, add_routes
 from service.oip_tensors import TensorScorer
 from service.openapi import KEY, Gateway, answers_of
-from service.predictor import Limits, Predictor
+from service.predictor import Predictor
 from service.protocol import ModelList
+from service.queues import Limits
 from service.releases import Releases
 from service.settings import Settings
 from service.shadow import Shadows

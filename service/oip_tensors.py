@@ -11,12 +11,12 @@ from feature_client.schema import FeatureSchema
 from service.admission import Admission
 from service.asker import Asker
 from service.backends import Backend, check_outputs
-from service.coalescer import Coalescer
+from service.coalescer import Run
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.metrics import Metrics
 from service.oip_body import Input
-from service.predictor import EXPLAINED_SLICE_ROWS, Limits
 from service.protocol import MAX_ENTITIES, MAX_EXPLAINED
+from service.queues import Limits, Queues
 from service.releases import Loaded, Releases
 
 STATUS = "tensors"
@@ -68,14 +68,10 @@ class TensorScorer:
     def __init__(
         self, releases: Releases, backend: Backend, admission: Admission, metrics: Metrics, limits: Limits
     ) -> None:
-        self.releases = releases
         self.backend = backend
         self.admission = admission
         self.metrics = metrics
-        self.limits = limits
-        self.queues: dict[
-            str, tuple[Loaded, Coalescer[TensorRows, Inferred]]
-        ] = {}  # graph -> whose it is, and its queue
+        self.queues = Queues(releases, limits, self._inferring)
 
     async def score(self, loaded: Loaded, rows: TensorRows, asker: Asker, *, explains: bool) -> Tensors:
         """The outputs of the graph for these rows. Raises the errors of service/errors.py."""
@@ -85,7 +81,7 @@ class TensorScorer:
         try:
             admitted = time.monotonic()
             asker.stages["admit"] = admitted - asker.since
-            parts = await self._queue(loaded, explains=explains).submit(rows, asker)
+            parts = await self.queues.of(loaded, explains=explains).submit(rows, asker)
         finally:
             self.admission.leave(lane, len(rows))
         asker.since = time.monotonic()
@@ -97,30 +93,16 @@ class TensorScorer:
         return {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
 
     def close(self) -> None:
-        for _, queue in self.queues.values():
-            queue.close()
+        self.queues.close()
 
-    def _queue(self, loaded: Loaded, *, explains: bool) -> Coalescer[TensorRows, Inferred]:
-        name = loaded.release.explain_name if explains else loaded.release.name
-        owner, queue = self.queues.get(name, (None, None))
-        if queue is None or owner is not loaded:
-            live = self.releases.graphs()
-            self.queues = {graph: entry for graph, entry in self.queues.items() if graph in live}
+    def _inferring(self, loaded: Loaded, name: str) -> Run[TensorRows, Inferred]:
+        async def infer(
+            batch: Sequence[TensorRows], seconds: float, has_read: Callable[[], None]
+        ) -> list[Inferred | Exception]:
+            has_read()
+            return await self._infer(loaded, name, batch, seconds)
 
-            async def infer(
-                batch: Sequence[TensorRows], seconds: float, has_read: Callable[[], None]
-            ) -> list[Inferred | Exception]:
-                has_read()
-                return await self._infer(loaded, name, batch, seconds)
-
-            queue = Coalescer(
-                infer,
-                max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
-                slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
-                in_flight=self.limits.batches_in_flight,
-            )
-            self.queues[name] = loaded, queue
-        return queue
+        return infer
 
     async def _infer(
         self, loaded: Loaded, name: str, batch: Sequence[TensorRows], seconds: float

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from feature_client.clock import Clock
 from feature_client.online.reader import EntityError, FeatureReader
@@ -12,10 +11,11 @@ from service.admission import Admission
 from service.answers import explanations_of
 from service.asker import Asker
 from service.backends import Backend
-from service.coalescer import Coalescer
+from service.coalescer import Coalescer, Run
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.metrics import Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
+from service.queues import Limits, Queues
 from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
 from service.shadow import Shadows
@@ -23,18 +23,6 @@ from service.shadow import Shadows
 Done = Callable[[PredictResponse | Exception], None]
 Answered = tuple[Arm, Sequence[Scored]]
 """An arm of a request, and what its batches found for it."""
-
-EXPLAINED_SLICE_ROWS = 8
-"""Entities that one request adds to a batch of explanations: a quarter of the largest request."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """See Settings for how to choose."""
-
-    batch_rows: int
-    slice_rows: int
-    batches_in_flight: int
 
 
 class Predictor:
@@ -55,9 +43,8 @@ class Predictor:
         self.admission = admission
         self.clock = clock
         self.metrics = metrics
-        self.limits = limits
         self.shadows = shadows
-        self.queues: dict[str, tuple[Loaded, Coalescer[Work, Scored]]] = {}  # graph -> whose it is, and its queue
+        self.queues = Queues(releases, limits, self._scoring)
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
@@ -92,8 +79,7 @@ class Predictor:
         return _response(answered, asker)
 
     def close(self) -> None:
-        for _, queue in self.queues.values():
-            queue.close()
+        self.queues.close()
 
     def start(self, request: PredictRequest, asker: Asker, done: Done) -> None:
         """`predict` without reasons, for who has no coroutine to wait in: `done` gets the answer, or the error.
@@ -168,24 +154,10 @@ class Predictor:
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
-        return [(self._queue(loaded, lane), part) for loaded, part in work]
+        return [(self.queues.of(loaded, explains=lane == "explain"), part) for loaded, part in work]
 
-    def _queue(self, loaded: Loaded, lane: str) -> Coalescer[Work, Scored]:
-        explains = lane == "explain"
-        name = loaded.release.explain_name if explains else loaded.release.name
-        owner, queue = self.queues.get(name, (None, None))
-        # What a release reads changes with its neighbours: whoever waits in the queue before goes on in there.
-        if queue is None or owner is not loaded:
-            live = self.releases.graphs()
-            self.queues = {graph: entry for graph, entry in self.queues.items() if graph in live}
-            queue = Coalescer(
-                Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics, self.shadows).score,
-                max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
-                slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
-                in_flight=self.limits.batches_in_flight,
-            )
-            self.queues[name] = loaded, queue
-        return queue
+    def _scoring(self, loaded: Loaded, name: str) -> Run[Work, Scored]:
+        return Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
 
 
 async def _all(answers: Iterable[Awaitable[Sequence[Scored]]]) -> list[Sequence[Scored]]:

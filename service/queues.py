@@ -1,0 +1,51 @@
+"""One queue for each graph that is asked, as long as its release is loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic
+
+from service.coalescer import Coalescer, Item, Result, Run
+from service.protocol import MAX_EXPLAINED
+from service.releases import Loaded, Releases
+
+EXPLAINED_SLICE_ROWS = 8
+"""Entities that one request adds to a batch of explanations: a quarter of the largest request."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See Settings for how to choose."""
+
+    batch_rows: int
+    slice_rows: int
+    batches_in_flight: int
+
+
+class Queues(Generic[Item, Result]):
+    """run: what answers the batches of a graph, given its release and its name."""
+
+    def __init__(self, releases: Releases, limits: Limits, run: Callable[[Loaded, str], Run[Item, Result]]) -> None:
+        self.releases = releases
+        self.limits = limits
+        self.run = run
+        self._queues: dict[str, tuple[Loaded, Coalescer[Item, Result]]] = {}  # graph -> whose it is, and its queue
+
+    def of(self, loaded: Loaded, *, explains: bool) -> Coalescer[Item, Result]:
+        name = loaded.release.explain_name if explains else loaded.release.name
+        owner, queue = self._queues.get(name, (None, None))
+        # What a release reads changes with its neighbours: whoever waits in the queue before goes on in there.
+        if queue is None or owner is not loaded:
+            live = self.releases.graphs()
+            self._queues = {graph: entry for graph, entry in self._queues.items() if graph in live}
+            queue = Coalescer(
+                self.run(loaded, name),
+                max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
+                slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
+                in_flight=self.limits.batches_in_flight,
+            )
+            self._queues[name] = loaded, queue
+        return queue
+
+    def close(self) -> None:
+        for _, queue in self._queues.values():
+            queue.close()
