@@ -22,6 +22,10 @@ from tests.service.serving import running
 NOW = AS_OF.timestamp()
 DAY_S = 86_400.0
 
+PATIENT = {"deadline_ms": 10_000, "explain_deadline_ms": 10_000, "redis_timeout_ms": 2_000}
+"""A machine that is busy with something else, as in CI, must not turn an answer into a refusal. Tests of patience set
+their own."""
+
 Rows = Mapping[str, tuple[float, Mapping[str, Value]]]
 Start = Callable[..., str]
 
@@ -91,8 +95,8 @@ def customers(redis: "Redis", release: Release) -> list[str]:
 
 @pytest.fixture(scope="session", params=["straight", "asgi"])
 def gateway(release: Release, redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """One gateway with the default settings, for all tests that need no other; with direct.py in front, and without."""
-    app = create_app(Settings(models=release.root, redis=redis_url, as_of=AS_OF, log_level="warning"))
+    """One gateway for all tests that need no other settings; with direct.py in front, and without."""
+    app = create_app(Settings(models=release.root, redis=redis_url, as_of=AS_OF, log_level="warning", **PATIENT))  # type: ignore[arg-type]
     with running(app, straight=request.param == "straight") as url:
         wait_ready(url)
         yield url
@@ -106,7 +110,7 @@ def url(gateway: str, customers: list[str]) -> str:
 
 @pytest.fixture
 def start(release: Release, redis_url: str) -> Iterator[Start]:
-    """Starts gateways: `start(deadline_ms=10)` gives a URL; settings are the defaults otherwise."""
+    """Starts gateways: `start(deadline_ms=10)` gives a URL; settings are PATIENT and the defaults otherwise."""
     with ExitStack() as stack:
 
         def begin(
@@ -117,7 +121,7 @@ def start(release: Release, redis_url: str) -> Iterator[Start]:
             **settings: object,
         ) -> str:
             usual = {"models": release.root, "redis": redis_url, "as_of": AS_OF, "log_level": "warning"}
-            given = {**usual, "release_poll_s": 0.05, **settings}
+            given = {**usual, **PATIENT, "release_poll_s": 0.05, **settings}
             url = stack.enter_context(running(create_app(Settings(**given), backend=backend, reader=reader)))  # type: ignore[arg-type]
             if ready:
                 wait_ready(url)
