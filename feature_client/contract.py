@@ -17,7 +17,7 @@ from feature_client.schema import Encoded, FeatureSchema, SchemaError
 ATOL = RTOL = 1e-5
 """DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
 
-CONTRACT_FORMAT = 2
+CONTRACT_FORMAT = 3
 
 CONTRACT_KEY = "rapport.contract"
 """Where a graph's metadata and its config.pbtxt hold the digest of their contract."""
@@ -60,17 +60,57 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """How attributions are computed: exact interventional Shapley values over feature groups.
+class Errors:
+    """Mean |estimate - exact| over mean |exact| of the attributions of each task, on rows that took no part in the fit.
 
-    expected_error: mean relative error against exact values, per task (0 for the exact graph).
-    base: mean score of the background rows, per task.
+    scores: of attributions in the score's own unit. margins: of those in log-odds, and logarithms of amounts.
+    shifted: of `scores` again, on rows whose features were shuffled among customers: no customer is like them.
+    """
+
+    scores: Mapping[str, float]
+    margins: Mapping[str, float]
+    shifted: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """One explanation graph of a release. method: what computes its attributions, as in `shapley-fitted-64`.
+
+    rows: how many rows of the network one explained customer costs. by_feature: attributions are of single features,
+    in the order of the schema, and not of groups.
     """
 
     method: str
+    rows: int
+    error: Errors
+    by_feature: bool = False
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Mean |contribution| over a sample of customers, in the score's own unit. task -> group, or feature -> mean."""
+
+    rows: int
+    groups: Mapping[str, Mapping[str, float]]
+    features: Mapping[str, Mapping[str, float]]
+
+
+EXPLAINERS = ("fast", "precise", "exact", "features")
+"""What explanation graphs are called. The first is what answers where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How scores are explained: interventional Shapley values of feature groups, against weighted background rows.
+
+    base, margin_base: mean score, and mean margin, of the background, per task. explainers: by name, a graph each.
+    """
+
     background_rows: int
     base: Mapping[str, float]
-    expected_error: Mapping[str, float]
+    margin_base: Mapping[str, float]
+    explainers: Mapping[str, Explainer]
+    importance: Importance
 
 
 @dataclass(frozen=True)
@@ -99,10 +139,18 @@ class Contract:
     def __post_init__(self) -> None:
         if self.format != CONTRACT_FORMAT:
             raise ContractError(f"contract format {self.format}; this version reads format {CONTRACT_FORMAT}")
+        names = tuple(self.explanation.explainers)
+        if names[:1] != EXPLAINERS[:1] or not set(names) <= set(EXPLAINERS):
+            raise ContractError(f"explainers are some of {', '.join(EXPLAINERS)}, the first of them always and first")
         for task in self.tasks:
-            for promised in (self.explanation.base, self.explanation.expected_error):
+            for promised in (self.explanation.base, self.explanation.margin_base):
                 if not math.isfinite(promised.get(task.name, math.nan)):
-                    raise ContractError(f"{task.name}: the explanation says no base or no expected error")
+                    raise ContractError(f"{task.name}: the explanation says no base")
+            for name, explainer in self.explanation.explainers.items():
+                error = explainer.error
+                for stated in (error.scores, error.margins, error.shifted):
+                    if not 0 <= stated.get(task.name, math.nan) < math.inf:  # never true of NaN
+                        raise ContractError(f"{task.name}: the explainer {name} says no error")
             thresholds = [segment.at_least for segment in task.segments]
             if thresholds != sorted(thresholds, reverse=True):
                 raise ContractError(f"{task.name}: its segments are not named from the highest to the lowest")
@@ -136,13 +184,22 @@ class Contract:
         """Columns of the `scores` tensor."""
         return tuple(task.name for task in self.tasks)
 
-    def outputs(self, rows: int, *, explained: bool) -> dict[str, tuple[int, ...]]:
-        """Output -> shape of the score graph, or of the explanation graph, for that many rows."""
+    def outputs(self, rows: int, explainer: str | None) -> dict[str, tuple[int, ...]]:
+        """Output -> shape, for that many rows, of the score graph (None) or of an explainer's graph."""
         tasks = len(self.tasks)
         scores: dict[str, tuple[int, ...]] = {"scores": (rows, tasks)}
-        if not explained:
+        if explainer is None:
             return scores
-        return {**scores, "attributions": (rows, tasks, len(self.schema.groups)), "base": (rows, tasks)}
+        by_feature = self.explanation.explainers[explainer].by_feature
+        parts = len(self.schema.features if by_feature else self.schema.groups)
+        return {
+            **scores,
+            "attributions": (rows, tasks, parts),
+            "base": (rows, tasks),
+            "margins": (rows, tasks),
+            "margin_attributions": (rows, tasks, parts),
+            "margin_base": (rows, tasks),
+        }
 
     def eligible(self, encoded: Encoded) -> npt.NDArray[np.bool_]:
         """Which tasks are defined for which rows: [rows, tasks]."""

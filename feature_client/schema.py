@@ -60,6 +60,7 @@ class Feature:
 
     `field` is the stored Feast field (null for calendar features). `default` is what the graph puts in place of a
     missing number; categories have index 0 for that. `max_age_s` and `on_stale` rule freshness online.
+    `actionable`: somebody can bring it about that the value changes, so what-if may propose it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Feature:
     max_age_s: float | None = None
     on_stale: Literal["use", "default"] = "use"
     vocabulary: tuple[str, ...] = ()
+    actionable: bool = False
 
 
 @dataclass(frozen=True)
