@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from feature_client.clock import Clock
+from feature_client.contract import EXPLAINERS
 from feature_client.online.reader import EntityError, FeatureReader
 from feature_client.schema import Override, OverrideError
 from service.admission import Admission
@@ -211,11 +212,24 @@ class Predictor:
                 weight *= weight_of(arm.loaded.release.contract, choice.explainer) * (2 if work.compares else 1)
             queue = self.queues.of(arm.loaded, choice and choice.explainer)
             places.append(Place(arm, choice, queue, work, weight))
-        self.admission.enter("predict" if wanted is None else "explain", sum(place.weight for place in places))
+        weight = sum(place.weight for place in places)
+        if wanted is None:
+            self.admission.enter("predict", weight)
+        else:
+            self._check_wait(arms[0].loaded, weight, asker)
+            self.admission.enter("explain", weight)
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
         return places
+
+    def _check_wait(self, loaded: Loaded, weight: int, asker: Asker) -> None:
+        """Whoever would be explained too late is told so at once. Raises Overloaded."""
+        before = self.admission.rows["explain"]
+        expected_s = loaded.paces[EXPLAINERS[0]].expected_s(before + weight)
+        # Behind nobody it is tried: what is expected may be wrong, and would not be seen to be.
+        if before and time.monotonic() + expected_s > asker.deadline:
+            self.admission.refuse("explain", "predicted_wait")
 
     def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:
         return Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
