@@ -124,21 +124,25 @@ class Distribution:
     shares: Mapping[str, float] | None = None  # categories only
 
     def percentile(self, value: float) -> float | None:
-        """How many of 100 rows that have a number have a smaller one, interpolated between the quantiles.
+        """How many of 100 rows that have a number have a smaller one, in tenths, interpolated between the quantiles.
 
-        Of a number that many rows share, the middle of theirs: where 40 % have none, none is at 20. Null without
-        reference.
+        Of a number that many rows share, the middle of theirs: where 40 % have nothing, nothing is at 20. Null without
+        a reference.
         """
-        steps = len(self.quantiles) - 1
+        quantiles = self.quantiles
+        steps = len(quantiles) - 1
         if steps < 1:
             return None
-        first, after = bisect_left(self.quantiles, value), bisect_right(self.quantiles, value)
+        first = bisect_left(quantiles, value)
+        after = bisect_right(quantiles, value, first)
         if first < after:
-            return 100.0 * (first + after - 1) / 2 / steps
-        if first == 0 or first > steps:
-            return 0.0 if first == 0 else 100.0
-        below, above = self.quantiles[first - 1], self.quantiles[first]
-        return 100.0 * (first - 1 + (value - below) / (above - below)) / steps
+            place = (first + after - 1) / 2
+        elif 0 < first <= steps:
+            below = quantiles[first - 1]
+            place = first - 1 + (value - below) / (quantiles[first] - below)
+        else:
+            place = min(first, steps)
+        return round(100 * place / steps, 1)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from feature_client.clock import Clock
 from feature_client.online.reader import EntityError, FeatureReader
 from feature_client.schema import Override, OverrideError
 from service.admission import Admission
-from service.answers import explanations_of
 from service.asker import Asker
 from service.backends import Backend
 from service.coalescer import Coalescer, Run
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.explainers import Choice, Wish, choose, weight_of
+from service.explainers import DEFAULT, Choice, Wish, choose, weight_of
 from service.metrics import Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
 from service.queues import Limits, Queues
+from service.reasons import Asked
 from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
 from service.shadow import Shadows
@@ -260,15 +260,22 @@ def _note(parts: Sequence[Scored], asker: Asker) -> None:
 
 def _explain(answered: Answered, wish: Wish, top: int | None) -> None:
     """Adds its reasons to every prediction of an arm."""
-    (loaded, _), _, parts = answered
-    contract = loaded.release.contract
-    tasks = wish.tasks or contract.task_names
+    (loaded, _), choice, parts = answered
+    asked = Asked(
+        explainer=(choice or DEFAULT).explainer,
+        tasks=wish.tasks,
+        top=top,
+        space="margin" if wish.margins else "score",
+        detail="features" if wish.by_feature else "groups",
+    )
     for part in parts:
         for row, prediction in enumerate(part.predictions, start=part.first):
             prediction.explanations = (
                 None
                 if prediction.scores is None
-                else explanations_of(contract, part.encoded, part.outputs, row, tasks, top)
+                else loaded.reasons.explanations(
+                    asked, part.encoded, part.outputs, row, part.as_of, prediction.not_applicable
+                )
             )
 
 

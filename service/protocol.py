@@ -85,23 +85,56 @@ class FeatureReport(msgspec.Struct):
     overridden: list[str]
 
 
+class FeatureValue(msgspec.Struct):
+    """What the model saw of a feature. text: the value as people write it.
+
+    percentile: how many of 100 customers with a number have a smaller one, in the training rows. share: how many of
+    1 customer have this category. Null where that says nothing: for missing values, and for the calendar.
+    """
+
+    feature: str
+    label: str
+    value: float | str | None
+    unit: str
+    text: str
+    percentile: float | None
+    share: float | None
+
+
+class FeatureReason(FeatureValue):
+    """A feature's own part of its group's contribution."""
+
+    contribution: float
+    direction: str  # raises, lowers, none
+    sentence: str
+
+
 class Reason(msgspec.Struct):
-    """contribution: in the score's unit. features: the model's inputs in this group."""
+    """contribution: in the score's unit. value: of the feature that speaks for the group. features: the model's
+    inputs in this group. details: on request, and the contribution is their sum; the reason `other` has none."""
 
     group: str
     label: str
     contribution: float
     direction: str  # raises, lowers, none
+    sentence: str
+    value: FeatureValue | None
     features: dict[str, float | str | None]
+    details: list[FeatureReason] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskExplanation(msgspec.Struct):
-    """base plus all contributions is score. gap: by how much it is not, from float32 sums."""
+    """base plus all contributions is score, in the unit given. gap: by how much it is not, from float32 sums.
+
+    unit: `probability` or a currency; of margins, `log_odds` or that of a logarithm, as in `log_GBP`.
+    """
 
     score: float
     base: float
     unit: str
+    explainer: str
     method: str
+    language: str
     expected_error: float
     gap: float
     reasons: list[Reason]

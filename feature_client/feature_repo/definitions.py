@@ -192,7 +192,7 @@ engagement = FeatureService(
         "group.returns": "What they return",
         "group.engagement": "Sessions, services and campaigns",
         "group.context": "Country, channel and season",
-        # "raises {task} by {amount}"
+        # Nouns, as in: raises churn by 12 points.
         "task.purchase_30d": "the chance of a purchase",
         "task.churn_90d": "churn",
         "task.spend_90d": "expected spend",

@@ -18,12 +18,8 @@ def _said(label: str, **texts: str) -> Mapping[str, str]:
 
 
 FIELDS: Mapping[str, Mapping[str, str]] = {
-    "orders_30d": _said(
-        "Bestellungen in 30 Tagen", say="{value} in 30 Tagen", say_zero="keine Bestellung in 30 Tagen"
-    ),
-    "orders_90d": _said(
-        "Bestellungen in 90 Tagen", say="{value} in 90 Tagen", say_zero="keine Bestellung in 90 Tagen"
-    ),
+    "orders_30d": _said("Bestellungen in 30 Tagen", say="{value} in 30 Tagen", say_zero="keine Bestellung in 30 Tagen"),
+    "orders_90d": _said("Bestellungen in 90 Tagen", say="{value} in 90 Tagen", say_zero="keine Bestellung in 90 Tagen"),
     "orders_365d": _said(
         "Bestellungen in einem Jahr", say="{value} in einem Jahr", say_zero="keine Bestellung in einem Jahr"
     ),
@@ -143,7 +139,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     ),
     "country": _said(
         "Land",
-        say="Land: {value}",
+        say="Kunde in {value}",
         say_missing="Land nicht bekannt",
         say_unseen="ein Land, das im Training nicht vorkam",
     ),
@@ -189,9 +185,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 SERVICE: Mapping[str, str] = _translated(
     {
         "format.number": "1.234,5",
-        "format.months": (
-            "Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"
-        ),
+        "format.months": ("Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"),
         "sentence.raises": "{what}: erhöht {task} um {amount}",
         "sentence.lowers": "{what}: senkt {task} um {amount}",
         "sentence.none": "{what}: ändert {task} nicht",
