@@ -88,8 +88,8 @@ class FeatureReport(msgspec.Struct):
 class FeatureValue(msgspec.Struct):
     """What the model saw of a feature. text: the value as people write it.
 
-    percentile: how many of 100 customers with a number have a smaller one, in the training rows. share: how many of
-    1 customer have this category. Null where that says nothing: for missing values, and for the calendar.
+    Among the customers of training: percentile, of a number, where it lies between the smallest (0) and the largest
+    (100); share, of a category, which part of them has the same (0 to 1). Null where there is nothing to say.
     """
 
     feature: str

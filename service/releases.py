@@ -290,7 +290,8 @@ class Releases:
                 await self.backend.load(graph)
                 if graph.explainer is not None:
                     paces[graph.explainer] = await self._pace(graph)
-            loaded = Loaded(release, ReadPlan(release.contract.schema), paces, ReasonWriter(release.contract))
+            reasons = await asyncio.to_thread(ReasonWriter, release.contract)
+            loaded = Loaded(release, ReadPlan(release.contract.schema), paces, reasons)
         except LOADING:
             await self._unload(release)
             raise

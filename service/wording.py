@@ -1,7 +1,7 @@
 """Values and contributions in plain words: what a release says about its customers in one language.
 
-Whatever depends on no customer is put together when a release is loaded: templates have become formats, categories
-their phrases. What remains for a request is to write numbers into them.
+Whatever depends on no customer is put together when a release is loaded: templates have been parsed,
+categories have their phrases. What remains for a request is to write numbers into them.
 """
 
 import math
@@ -26,7 +26,6 @@ NO_TEXTS = FeatureTexts()
 SCIENTIFIC = 1e15
 """Numbers from here on are written with an exponent."""
 
-
 Said = tuple[str, str]
 """A value with its unit, "45 days", and the phrase with which a sentence names it, "no purchase for 45 days"."""
 
@@ -50,9 +49,8 @@ class Sentences(NamedTuple):
 class Wording:
     """One language of one release.
 
-    Of features, by name: labels; what says a number (`numbers`), a category by its index (`categories`) and the season
-    by the month from 0 (`months`); and what is said of a missing value (`missing`), if the field has words for that
-    (`speaks_missing`). group_labels: by group. sentences: by space and task.
+    Of features, by name: labels; what says a number (`numbers`), a category by its index (`categories`), the season by
+    the month from 0 (`months`), and a missing value (`missing`). group_labels: by group. sentences: by space and task.
     """
 
     def __init__(self, contract: Contract, language: str) -> None:
@@ -66,7 +64,6 @@ class Wording:
         self.labels = {feature.name: self._said(feature).label or feature.label for feature in schema.features}
         self.group_labels = {group: self._texts.groups.get(group, label) for group, label in schema.groups.items()}
         self.missing = {feature.name: self._missing(feature) for feature in schema.features}
-        self.speaks_missing = {name for name, texts in self._texts.features.items() if texts.say_missing}
         self.numbers = {feature.name: self._numbers(feature) for feature in schema.numeric}
         self.categories = {feature.name: self._categories(feature) for feature in schema.categorical}
         self.months = {feature.name: self._months(feature) for feature in schema.numeric if feature.kind == "calendar"}
@@ -128,11 +125,11 @@ class Wording:
             return self._money(self._currency), self._money_number
         number = self._days if feature.kind == "elapsed" else self._number
         if not feature.unit:
-            return places("number")["number"], number
+            return Template.parse("{number}", places("number")), number
         unit = self._texts.units.get(feature.unit) or self._english.units.get(feature.unit) or feature.unit
         one, _, other = unit.partition("|")
-        words = Template((one,), (other or one,))
-        return Template.parse("{number} {unit}", {**places("number"), "unit": words}), number
+        known = {**places("number"), "unit": Template((one,), (other or one,))}
+        return Template.parse("{number} {unit}", known), number
 
     def _number(self, of: float) -> str:
         """About three digits; whole numbers as they are."""
