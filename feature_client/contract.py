@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from feature_client.errors import RapportError
 from feature_client.schema import Encoded, FeatureSchema, SchemaError
+from feature_client.texts import TextError
 
 ATOL = RTOL = 1e-5
 """DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
@@ -121,6 +123,27 @@ class Distribution:
     quantiles: tuple[float, ...] = ()
     shares: Mapping[str, float] | None = None  # categories only
 
+    def percentile(self, value: float) -> float | None:
+        """How many of 100 rows that have a number have a smaller one, in tenths, interpolated between the quantiles.
+
+        Of a number that many rows share, the middle of theirs: where 40 % have nothing, nothing is at 20. Null without
+        a reference.
+        """
+        quantiles = self.quantiles
+        steps = len(quantiles) - 1
+        if steps < 1:
+            return None
+        first = bisect_left(quantiles, value)
+        after = bisect_right(quantiles, value, first)
+        if first < after:
+            place = (first + after - 1) / 2
+        elif 0 < first <= steps:
+            below = quantiles[first - 1]
+            place = first - 1 + (value - below) / (quantiles[first] - below)
+        else:
+            place = min(first, steps)
+        return round(100 * place / steps, 1)
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -139,6 +162,15 @@ class Contract:
     def __post_init__(self) -> None:
         if self.format != CONTRACT_FORMAT:
             raise ContractError(f"contract format {self.format}; this version reads format {CONTRACT_FORMAT}")
+        self._check_explanation()
+        for task in self.tasks:
+            thresholds = [segment.at_least for segment in task.segments]
+            if thresholds != sorted(thresholds, reverse=True):
+                raise ContractError(f"{task.name}: its segments are not named from the highest to the lowest")
+            if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
+                raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
+
+    def _check_explanation(self) -> None:
         names = tuple(self.explanation.explainers)
         if names[:1] != EXPLAINERS[:1] or not set(names) <= set(EXPLAINERS):
             raise ContractError(f"explainers are some of {', '.join(EXPLAINERS)}, the first of them always and first")
@@ -151,11 +183,6 @@ class Contract:
                 for stated in (error.scores, error.margins, error.shifted):
                     if not 0 <= stated.get(task.name, math.nan) < math.inf:  # never true of NaN
                         raise ContractError(f"{task.name}: the explainer {name} says no error")
-            thresholds = [segment.at_least for segment in task.segments]
-            if thresholds != sorted(thresholds, reverse=True):
-                raise ContractError(f"{task.name}: its segments are not named from the highest to the lowest")
-            if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
-                raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
 
     def to_json(self) -> bytes:
         return msgspec.json.format(self._canonical, indent=1)
@@ -165,7 +192,7 @@ class Contract:
         """Raises ContractError on anything that is not a contract of this format."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SchemaError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SchemaError, TextError) as exc:
             raise ContractError(f"not a contract: {exc}") from exc
 
     @cached_property

@@ -22,11 +22,11 @@ EXACT_GROUPS = 8
 class ExplainedNetwork(nn.Module):
     """numeric [B, N], categorical [B, K] -> the six outputs of an explanation graph, in the order of the contract.
 
-    scores [B, T], attributions [B, T, P], base [B, T], and the same of the margins; P parts. base + attributions.sum(-1)
-    equals the scores up to rounding. The customer's own row is in the same run of the trunk as the rows explaining it.
+    scores [B, T], attributions [B, T, P], base [B, T], and the same of the margins; P players. base plus the sum of the
+    attributions is the score, up to rounding. The customer's own row runs with the rows that explain it.
     """
 
-    base: Tensor  # [2 T]
+    nobody: Tensor  # [2 T]: the base; not by that name, which is an output's
     rows: int
     """How many rows of the network one customer costs."""
 
@@ -34,7 +34,7 @@ class ExplainedNetwork(nn.Module):
         """base [2 T]: the outcomes that attributions start from."""
         super().__init__()
         self.network = network
-        self.register_buffer("base", _float32(base))
+        self.register_buffer("nobody", _float32(base))
 
     def mix(self, lifted: Tensor) -> Tensor:
         """[B, L] -> the rows that explain each customer [B, R, L]."""
@@ -51,7 +51,7 @@ class ExplainedNetwork(nn.Module):
         # The batch comes first and is the only size left open: all others are constants of the release.
         outcomes = every.reshape(-1, rows.shape[1], every.shape[1])  # [B, 1 + R, 2 T]
         own = outcomes[:, 0]
-        attributions, base = self.split(own, outcomes[:, 1:]), self.base.expand_as(own)
+        attributions, base = self.split(own, outcomes[:, 1:]), self.nobody.expand_as(own)
         tasks = own.shape[1] // 2
         parts = (own, attributions, base)
         return (*(part[:, :tasks] for part in parts), *(part[:, tasks:] for part in parts))
@@ -84,7 +84,7 @@ class ExactShapley(ExplainedNetwork):
     def split(self, own: Tensor, outcomes: Tensor) -> Tensor:
         against = outcomes.reshape(-1, self.taken.shape[0], self.background.shape[0], own.shape[1])
         between = (against * self.shares).sum(dim=2)
-        values = torch.cat([self.base.expand_as(own)[:, None], between, own[:, None]], dim=1)  # [B, 2 + C, 2 T]
+        values = torch.cat([self.nobody.expand_as(own)[:, None], between, own[:, None]], dim=1)  # [B, 2 + C, 2 T]
         return values.transpose(1, 2) @ self.weights
 
 

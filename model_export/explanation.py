@@ -5,7 +5,6 @@ kept, under a digest of all that it follows from.
 """
 
 import hashlib
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -77,6 +76,9 @@ class Settings:
     precise_bound: float = 0.03
 
 
+FULL = Settings()
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Raw rows: numeric [rows, N], categorical [rows, K]."""
@@ -119,7 +121,9 @@ class Explained:
         """For a file; `from_arrays` reads them back."""
         parts: dict[str, Background | Estimate] = {"background": self.background, **self.estimates}
         return {
-            f"{part}.{field.name}": getattr(value, field.name) for part, value in parts.items() for field in fields(value)
+            f"{part}.{field.name}": getattr(value, field.name)
+            for part, value in parts.items()
+            for field in fields(value)
         }
 
     @classmethod
@@ -164,7 +168,7 @@ def attributions_of(graph: ExplainedNetwork, sample: Sample) -> Floats:
     return np.concatenate(found)
 
 
-def relative_errors(found: Floats, exact: Doubles) -> Doubles:
+def relative_errors(found: Floats | Doubles, exact: Doubles) -> Doubles:
     """Of attributions [rows, 2 T, P]: mean |difference| over mean |exact|, [2 T]."""
     sizes = np.abs(exact).mean(axis=(0, 2))
     return np.asarray(np.abs(found - exact).mean(axis=(0, 2)) / np.maximum(sizes, np.finfo(np.float64).tiny))
@@ -223,7 +227,12 @@ def _make(
 
 
 def _judge(
-    explained: Explained, game: Game, schema: FeatureSchema, tasks: Sequence[str], rows: Sample, rng: np.random.Generator
+    explained: Explained,
+    game: Game,
+    schema: FeatureSchema,
+    tasks: Sequence[str],
+    rows: Sample,
+    rng: np.random.Generator,
 ) -> dict[str, Explainer]:
     """What each graph is worth on rows that took no part in the fit."""
     shifted, few = rows.shuffled(rng), slice(FEW)
@@ -237,8 +246,9 @@ def _judge(
         graph = explained.graph(game.network, schema, name)
         usual = relative_errors(attributions_of(graph, rows[count]), exact[count]) + reference
         strange = relative_errors(attributions_of(graph, shifted[count]), exact_shifted[count]) + reference
-        of_task = [dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2)]
-        return Explainer(method, graph.rows, Errors(*of_task, dict(zip(tasks, strange.tolist(), strict=False))))
+        scores, margins = (dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2))
+        in_strange = dict(zip(tasks, strange.tolist(), strict=False))
+        return Explainer(method, graph.rows, Errors(scores, margins, in_strange))
 
     fitted = "shapley-fitted" if complete else f"shapley-sampled-{len(game.coalitions)}-fitted"
     explainers = {
@@ -257,7 +267,7 @@ def _sampling_error(game: Game, customers: Floats, rng: np.random.Generator) -> 
         replace(game, coalitions=sampled_coalitions(players, count, rng)).attributions(customers, "sampling error")
         for _ in range(2)
     )
-    return relative_errors(first, second) / np.sqrt(2.0)
+    return np.asarray(relative_errors(first, second) / np.sqrt(2.0))
 
 
 def _rows_to_fit(dataset: Dataset, count: int, rng: np.random.Generator) -> Sample:

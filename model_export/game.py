@@ -136,7 +136,10 @@ class Game:
         """customers [n, L] -> [n, 2 T, P]. label: of the progress bar."""
         taken = torch.from_numpy(self.coalitions.members[1:-1][:, None, self.owners])
         references, weights = torch.from_numpy(self.background.rows), self.background.weights
-        nobody, everybody = base_outcomes(self.network, self.background), outcomes(self.network, torch.from_numpy(customers))
+        nobody, everybody = (
+            base_outcomes(self.network, self.background),
+            outcomes(self.network, torch.from_numpy(customers)),
+        )
         found = []
         for customer, own in zip(torch.from_numpy(customers), tqdm(everybody, desc=label, unit="row"), strict=True):
             mixed = torch.where(taken, customer, references).flatten(0, 1)

@@ -1,28 +1,62 @@
 """The request path: admit, wait for a batch, answer."""
 
 import asyncio
+import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from feature_client.clock import Clock
+from feature_client.contract import EXPLAINERS
 from feature_client.online.reader import EntityError, FeatureReader
 from feature_client.schema import Override, OverrideError
 from service.admission import Admission
-from service.answers import explanations_of
 from service.asker import Asker
 from service.backends import Backend
 from service.coalescer import Coalescer, Run
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from service.explainers import choose, weight_of
 from service.metrics import Metrics
-from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
+from service.protocol import (
+    MAX_EXPLAINED,
+    BeforeOverrides,
+    ExplainRequest,
+    Prediction,
+    PredictRequest,
+    PredictResponse,
+)
 from service.queues import Limits, Queues
+from service.reasons import Asked
 from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
 from service.shadow import Shadows
+from service.turns import Turns
 
 Done = Callable[[PredictResponse | Exception], None]
-Answered = tuple[Arm, Sequence[Scored]]
-"""An arm of a request, and what its batches found for it."""
+
+
+class Answered(NamedTuple):
+    """What the batches found for an arm of a request. asked: None where it has no reasons."""
+
+    arm: Arm
+    asked: Asked | None
+    parts: Sequence[Scored]
+
+
+class Place(NamedTuple):
+    """Where an arm's part of a request waits. asked: with its explainer. weight: what it counts in its lane."""
+
+    arm: Arm
+    asked: Asked | None
+    queue: Coalescer[Work, Scored]
+    work: Work
+    weight: int
+
+
+Wanted = Asked | str | None
+"""How a request is to be explained, or by which explainer alone; None: scores alone."""
 
 
 class Predictor:
@@ -45,38 +79,45 @@ class Predictor:
         self.metrics = metrics
         self.shadows = shadows
         self.queues = Queues(releases, limits, self._scoring)
+        self.turns = Turns()
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, arms = self._arms(request, asker)
         if request.explain is None:
-            return _response(await self._score(served, arms, "predict", request, asker), asker)
+            return _response(await self._scored(request, None, asker), asker)
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
         try:
-            answered = await self._score(served, arms, "explain", request, asker)
+            return await self._explained(request, Asked(top=request.explain), asker)
         except Overloaded:
             # Reasons are shed first: the scores still come.
-            response = _response(await self._score(served, arms, "predict", request, asker), asker)
+            response = _response(await self._scored(request, None, asker), asker)
             for prediction in response.predictions:
                 prediction.explanations = None
             return response
-        for (loaded, _), parts in answered:
-            _explain(loaded, parts, loaded.release.contract.task_names, request.explain)
-        return _response(answered, asker)
 
     async def explain(self, request: ExplainRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, arms = self._arms(request, asker)
-        for loaded, _ in arms:
-            known = loaded.release.contract.task_names
-            for position, task in enumerate(request.tasks or ()):
-                if task not in known:
-                    raise InvalidRequest(f"tasks[{position}]: not a task of this model")
-        answered = await self._score(served, arms, "explain", request, asker)
-        for (loaded, _), parts in answered:
-            _explain(loaded, parts, request.tasks or loaded.release.contract.task_names, request.top)
-        return _response(answered, asker)
+        asked = Asked(
+            request.tasks,
+            request.top,
+            request.space,
+            request.detail,
+            request.language,
+            request.tolerance,
+            None if request.budget_ms is None else request.budget_ms / 1_000,
+        )
+        return await self._explained(request, asked, asker)
+
+    async def outputs(
+        self, request: PredictRequest, explainer: str | None, asker: Asker
+    ) -> tuple[PredictResponse, list[Answered]]:
+        """`predict`, with the tensors it is made of, from the graph of an explainer or the score graph (None).
+
+        Raises the errors of service/errors.py.
+        """
+        answered = await self._scored(request, explainer, asker)
+        return _response(answered, asker), answered
 
     def close(self) -> None:
         self.queues.close()
@@ -89,7 +130,8 @@ class Predictor:
         served, arms = self._arms(request, asker)
         if len(arms) > 1:
             raise SeveralArms
-        [(queue, work)] = self._admit(served, arms, "predict", request, asker)
+        [place] = self._admit(served, arms, None, request, asker)
+        queue, work = place.queue, place.work
 
         def finish(answer: "asyncio.Future[Sequence[Scored]]") -> None:
             self.admission.leave("predict", len(work))
@@ -99,7 +141,7 @@ class Predictor:
                 done(exc)
             else:
                 _note(parts, asker)
-                done(_response([(arms[0], parts)], asker))
+                done(_response([Answered(place.arm, None, parts)], asker))
 
         try:
             queue.enter(work, asker).answer.add_done_callback(finish)
@@ -114,50 +156,84 @@ class Predictor:
         asker.rows = len(request.entities)
         return served, arms
 
-    async def _score(
-        self,
-        served: Served,
-        arms: Sequence[Arm],
-        lane: str,
-        request: PredictRequest | ExplainRequest,
-        asker: Asker,
-    ) -> list[Answered]:
-        places = self._admit(served, arms, lane, request, asker)
+    async def _scored(self, request: PredictRequest | ExplainRequest, wanted: Wanted, asker: Asker) -> list[Answered]:
+        with self._admitted(request, wanted, asker) as places:
+            return await self._answered(places, asker)
+
+    async def _explained(self, request: PredictRequest | ExplainRequest, asked: Asked, asker: Asker) -> PredictResponse:
+        with self._admitted(request, asked, asker) as places:
+            answered = await self._answered(places, asker)
+            writing = time.monotonic()
+            # Of what scores and reasons are made, they are the longest piece of work on the event loop.
+            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)))
+            asker.stages["encode"] = asker.stages.get("encode", 0.0) + time.monotonic() - writing
+            asker.since = time.monotonic()
+            return _response(answered, asker)
+
+    @contextlib.contextmanager
+    def _admitted(
+        self, request: PredictRequest | ExplainRequest, wanted: Wanted, asker: Asker
+    ) -> Iterator[list[Place]]:
+        served, arms = self._arms(request, asker)
+        places = self._admit(served, arms, wanted, request, asker)
         try:
-            if len(places) == 1:
-                [(queue, work)] = places
-                parts = [await queue.submit(work, asker)]
-            else:
-                parts = await _all([queue.submit(work, asker) for queue, work in places])
+            yield places
         finally:
-            self.admission.leave(lane, asker.rows)
+            self.admission.leave("predict" if wanted is None else "explain", sum(place.weight for place in places))
+
+    async def _answered(self, places: Sequence[Place], asker: Asker) -> list[Answered]:
+        if len(places) == 1:
+            parts = [await places[0].queue.submit(places[0].work, asker)]
+        else:
+            parts = await _all([place.queue.submit(place.work, asker) for place in places])
         _note([part for of_arm in parts for part in of_arm], asker)
-        return list(zip(arms, parts, strict=True))
+        return [Answered(place.arm, place.asked, found) for place, found in zip(places, parts, strict=True)]
 
     def _admit(
         self,
         served: Served,
         arms: Sequence[Arm],
-        lane: str,
+        wanted: Wanted,
         request: PredictRequest | ExplainRequest,
         asker: Asker,
-    ) -> list[tuple[Coalescer[Work, Scored], Work]]:
+    ) -> list[Place]:
         """A queue and the work in it for each arm. Whoever is admitted leaves, whatever happens.
 
-        Raises EntityError, OverrideError, Overloaded.
+        Raises EntityError, OverrideError, InvalidRequest, Overloaded.
         """
         # Before anything is batched: one request's mistake must not become its neighbours' error.
         overrides = _overrides(request)
         rejects_unknown = served.route.unknown == "reject"
-        work = [(loaded, _work(loaded, rows, request, overrides, rejects_unknown)) for loaded, rows in arms]
-        self.admission.enter(lane, asker.rows)
+        places = []
+        for arm in arms:
+            work = _work(arm, request, overrides, rejects_unknown)
+            asked = _chosen(arm.loaded, wanted, len(work)) if isinstance(wanted, Asked) else None
+            explainer = wanted if isinstance(wanted, str) else None if asked is None else asked.explainer
+            weight = len(work)
+            if explainer is not None:
+                weight *= weight_of(arm.loaded.release.contract, explainer) * (2 if work.compares else 1)
+            places.append(Place(arm, asked, self.queues.of(arm.loaded, explainer), work, weight))
+        weight = sum(place.weight for place in places)
+        if wanted is None:
+            self.admission.enter("predict", weight)
+        else:
+            self._check_wait(arms[0].loaded, weight, asker)
+            self.admission.enter("explain", weight)
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
-        return [(self.queues.of(loaded, explains=lane == "explain"), part) for loaded, part in work]
+        return places
 
-    def _scoring(self, loaded: Loaded, name: str) -> Run[Work, Scored]:
-        return Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
+    def _check_wait(self, loaded: Loaded, weight: int, asker: Asker) -> None:
+        """Whoever would be explained too late is told so at once. Raises Overloaded."""
+        before = self.admission.rows["explain"]
+        expected_s = loaded.paces[EXPLAINERS[0]].expected_s(before + weight)
+        # Behind nobody it is tried: what is expected may be wrong, and would not be seen to be.
+        if before and time.monotonic() + expected_s > asker.deadline:
+            self.admission.refuse("explain", "predicted_wait")
+
+    def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:
+        return Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
 
 
 async def _all(answers: Iterable[Awaitable[Sequence[Scored]]]) -> list[Sequence[Scored]]:
@@ -172,16 +248,25 @@ class SeveralArms(Exception):
     """A request whose entities several releases answer."""
 
 
+def _chosen(loaded: Loaded, asked: Asked, rows: int) -> Asked:
+    """Raises InvalidRequest."""
+    contract = loaded.release.contract
+    for position, task in enumerate(asked.tasks or ()):
+        if task not in contract.task_names:
+            raise InvalidRequest(f"tasks[{position}]: not a task of this model")
+    loaded.reasons.wording(asked.language)
+    return choose(contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
+
+
 def _work(
-    loaded: Loaded,
-    rows: Sequence[int] | None,
+    arm: Arm,
     request: PredictRequest | ExplainRequest,
     overrides: Sequence[Mapping[str, Override]] | None,
     rejects_unknown: bool,  # noqa: FBT001  (a policy, handed on)
 ) -> Work:
-    """What `loaded` answers of a request: these rows of it, or all. Raises EntityError and OverrideError, of the
-    request's row."""
+    """What an arm answers of a request. Raises EntityError and OverrideError, of the request's row."""
     entities: Sequence[dict[str, str]] = request.entities
+    loaded, rows = arm
     if rows is not None:
         entities = [entities[row] for row in rows]
         overrides = None if overrides is None else [overrides[row] for row in rows]
@@ -193,7 +278,8 @@ def _work(
         if rows is not None:
             exc.row = rows[exc.row]
         raise
-    return Work(entities, keys, overrides, rejects_unknown, is_routed=request.version is None)
+    compares = overrides is not None and isinstance(request, ExplainRequest)
+    return Work(entities, keys, overrides, rejects_unknown, request.version is None, compares)
 
 
 def _note(parts: Sequence[Scored], asker: Asker) -> None:
@@ -209,26 +295,43 @@ def _note(parts: Sequence[Scored], asker: Asker) -> None:
     stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)
 
 
-def _explain(loaded: Loaded, parts: Sequence[Scored], tasks: Sequence[str], top: int | None) -> None:
-    for part in parts:
-        for row, prediction in enumerate(part.predictions, start=part.first):
-            withheld = prediction.scores is None
-            prediction.explanations = (
-                None
-                if withheld
-                else explanations_of(loaded.release.contract, part.encoded, part.outputs, row, tasks, top)
-            )
+def _reasons(answered: Answered) -> Iterator[Callable[[], None]]:
+    """What adds its reasons to a prediction, for each one of an arm."""
+    (loaded, _), asked, parts = answered
+    if asked is not None:
+        for part in parts:
+            for row, prediction in enumerate(part.predictions, start=part.first):
+                yield partial(_explain, loaded, asked, part, prediction, row)
+
+
+def _explain(loaded: Loaded, asked: Asked, part: Scored, prediction: Prediction, row: int) -> None:
+    """row: of the batch."""
+    if prediction.scores is None:
+        prediction.explanations = None
+        return
+    write = loaded.reasons.explanations
+    prediction.explanations = write(asked, part.encoded, part.outputs, row, part.as_of, prediction.not_applicable)
+    before = part.before
+    if before is not None and (place := before.places.get(row)) is not None:
+        contract = loaded.release.contract
+        eligible = contract.eligible(before.encoded.rows([place]))[0].tolist()
+        undefined = [task for task, defined in zip(contract.task_names, eligible, strict=True) if not defined]
+        scores = dict(zip(contract.task_names, before.outputs["scores"][place].tolist(), strict=True))
+        prediction.before = BeforeOverrides(
+            {task: None if task in undefined else score for task, score in scores.items()},
+            write(asked, before.encoded, before.outputs, place, part.as_of, undefined),
+        )
 
 
 def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:
     """as_of: of the first slice; those of a large request are milliseconds apart."""
-    (loaded, rows), parts = answered[0]
+    (loaded, rows), _, parts = answered[0]
     predictions = parts[0].predictions
     if len(parts) > 1:
         predictions = [prediction for part in parts for prediction in part.predictions]
     if rows is not None:
         placed: dict[int, Prediction] = {}
-        for arm, parts_of_arm in answered:
+        for arm, _, parts_of_arm in answered:
             found = (prediction for part in parts_of_arm for prediction in part.predictions)
             placed |= zip(arm.rows or (), found, strict=True)
         predictions = [placed[row] for row in range(len(placed))]

@@ -16,7 +16,7 @@ from model_export.pipeline import Run, publish_run, train_run
 from model_export.rows import Dataset, Rows
 from service.local_triton import LocalTriton
 from service.triton_install import find
-from tests.model_export.tiny_release import build_tiny_release, tiny_dataset
+from tests.model_export.tiny_release import LIGHT, build_tiny_release, tiny_dataset
 from tests.triton_calls import connected, infer, loaded
 
 
@@ -34,7 +34,7 @@ def numbers_only() -> Run:
         replace(full.schema, features=features, groups=groups), full.tasks,
         without(full.train), without(full.validation), without(full.test), full.about, full.digest,
     )  # fmt: skip
-    return train_run(dataset, epochs=1)
+    return train_run(dataset, epochs=1, settings=LIGHT)
 
 
 @pytest.fixture(scope="module", params=["categories", "numbers only"])
@@ -125,7 +125,7 @@ def test_no_configuration_has_a_queue_policy(release: Release) -> None:
 
 def test_a_gateway_can_send_to_a_triton_that_has_the_repository(release: Release, plain: LocalTriton) -> None:
     """What it sent is what runs, not what the directory holds."""
-    [graph, _] = release.graphs()
+    graph = release.graphs()[0]
     with loaded(plain.address, graph, {"max_batch_size": 100}) as client:
         assert client.get_model_config(graph.name).config.max_batch_size == 100
         graph.golden.check(infer(client, graph, graph.golden.tensors))

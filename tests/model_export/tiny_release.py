@@ -2,7 +2,7 @@
 needs a model repository."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,12 +12,29 @@ import numpy.typing as npt
 from feature_client.contract import Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
+from feature_client.texts import FeatureTexts, Frames, Texts
+from model_export.explanation import Settings
 from model_export.pipeline import Run, publish_run, train_run
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import engagement_tasks
 
 AS_OF = datetime(2026, 6, 1, tzinfo=UTC)
 """The instant at which the tiny data set is served: the last of its test cutoffs is 90 days before."""
+
+LIGHT = Settings(
+    background_rows=8,
+    population=128,
+    probes=64,
+    rows=300,
+    selecting_rows=200,
+    candidates=200,
+    fast_rows=32,
+    precise_rows=96,
+    held_out=50,
+    fast_bound=0.5,
+    precise_bound=0.5,
+)
+"""Explanations in a second or two; too light to be good."""
 
 COUNTRIES = ("United Kingdom", "France", "Germany", "Eire", None)
 CATEGORIES = ("lights", "kitchen", "garden", "toys", None)
@@ -33,6 +50,29 @@ GROUPS = {
     "engagement": "How they engage",
     "context": "Where and when",
 }
+
+TEXTS = {
+    "en": Texts(
+        features={
+            "days_since_purchase": FeatureTexts(say="no purchase for {value}", say_missing="no purchase so far"),
+            "orders_90d": FeatureTexts(say="{value} in 90 days", say_zero="no order in 90 days"),
+        },
+        tasks={"churn_90d": "churn"},
+        units={"days": "day|days", "orders": "order|orders"},
+        currencies={"GBP": "£{number}"},
+    ),
+    "de": Texts(
+        frames=Frames(
+            number="1.234,5",
+            raises="{what}: erhöht {task} um {amount}",
+            lowers="{what}: senkt {task} um {amount}",
+            points="{number} {Prozentpunkt|Prozentpunkte}",
+        ),
+        features={"days_since_purchase": FeatureTexts(say="kein Kauf seit {number} {Tag|Tagen}")},
+        tasks={"churn_90d": "die Abwanderung"},
+    ),
+}
+"""Some words in two languages; the rest falls back."""
 
 
 def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
@@ -71,7 +111,13 @@ def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
     kept = tuple(feature for feature in features if feature.name not in without)
     groups = {group: label for group, label in GROUPS.items() if any(feature.group == group for feature in kept)}
     entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
-    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups)
+    texts = {language: _texts_of(kept, texts) for language, texts in TEXTS.items()}
+    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups, texts=texts)
+
+
+def _texts_of(features: Sequence[Feature], texts: Texts) -> Texts:
+    names = {feature.name for feature in features}
+    return replace(texts, features={name: said for name, said in texts.features.items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -135,7 +181,7 @@ def tiny_dataset(rows: int = 6_000, seed: int = 0, without: Sequence[str] = ()) 
 
 
 def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequence[str] = ()) -> Run:
-    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs)
+    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs, settings=LIGHT)
 
 
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:
