@@ -10,6 +10,7 @@ import pytest
 
 import model_export.publish
 from feature_client.contract import CONTRACT_KEY
+from feature_client.golden import golden_name
 from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release
 from feature_client.routes import RoutesError, read_routes
 from model_export.export import EXPLAIN_OUTPUTS
@@ -61,9 +62,10 @@ def test_golden_answers_repeat_and_hold_a_row_without_any_value(pristine: Releas
         golden = dict(file)
     assert len(golden["numeric"]) == GOLDEN_ROWS + 1
     assert np.isnan(golden["numeric"][-1]).all()
-    session = Session(graph_file(pristine.root / pristine.graph_name("fast")), EXPLAIN_OUTPUTS)
-    for name, answer in session.run(golden["numeric"], golden["categorical"]).items():
-        np.testing.assert_array_equal(answer, golden[name])
+    for explainer in pristine.contract.explanation.explainers:
+        session = Session(graph_file(pristine.root / pristine.graph_name(explainer)), EXPLAIN_OUTPUTS)
+        for name, answer in session.run(golden["numeric"], golden["categorical"]).items():
+            np.testing.assert_array_equal(answer, golden[golden_name(explainer, name)])
 
 
 def test_the_card_tells_what_the_contract_holds(pristine: Release) -> None:
@@ -243,13 +245,16 @@ def test_a_run_survives_the_disk(run: Run, tmp_path: Path) -> None:
     assert again.weights.keys() == run.weights.keys()
     assert all(bool((again.weights[name] == run.weights[name]).all()) for name in run.weights)
     np.testing.assert_array_equal(again.rows[0], run.rows[0])
-    np.testing.assert_array_equal(again.background[1], run.background[1])
+    kept, made = again.explained.arrays(), run.explained.arrays()
+    assert list(kept) == list(made)
+    for name, array in made.items():
+        np.testing.assert_array_equal(kept[name], array)
 
 
 def test_a_run_that_is_missing_or_damaged_says_what_to_do(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="rapport train"):
         read_run(tmp_path)
-    for name in ("weights.pt", "rows.npz"):
+    for name in ("weights.pt", "rows.npz", "explained.npz"):
         write_run(run, tmp_path / "run")
         (tmp_path / "run" / name).write_bytes(b"not what it was")
         with pytest.raises(RunError, match="train again"):
