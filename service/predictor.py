@@ -212,9 +212,12 @@ def _choice(loaded: Loaded, wanted: Wanted, rows: int) -> Choice | None:
     """Raises InvalidRequest."""
     if wanted is None:
         return None
-    if isinstance(wanted, str):
-        return Choice(wanted, None)
     contract = loaded.release.contract
+    if isinstance(wanted, str):
+        # Of a canary, or of a champion since this one was found, that may have others.
+        if wanted not in contract.explanation.explainers:
+            raise InvalidRequest("a version that answers these customers has no such explainer; ask for one version")
+        return Choice(wanted, None)
     for position, task in enumerate(wanted.tasks or ()):
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
