@@ -8,6 +8,7 @@ import io
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
 from PIL import Image
 
@@ -31,7 +33,7 @@ LOW_TO_HIGH: Colormap = LinearSegmentedColormap.from_list(
     mpl.colormaps["plasma"](np.linspace(0.0, 0.86, 64)),  # the yellow end is too pale for white paper
 )
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with Matplotlib: the same picture everywhere
     "font.size": 10.5,
     "text.color": INK,
@@ -59,7 +61,7 @@ OUTSIDE = 0.005
 """Share of the dots on each side that may lie beyond an edge, where they are far out; they are drawn on it."""
 
 CATEGORIES_SHOWN = 8
-MEANS = 20
+MIDDLES = 20
 """Points of the line through a panel of dependence."""
 
 SKEW = 8.0
@@ -89,6 +91,10 @@ class Scale:
         """Signed: `+3.1 points`, `-GBP 42`; what rounds to nothing has no sign."""
         size = self.size(value)
         return size if size == self.size(0.0) else f"{'-' if value < 0 else '+'}{size}"
+
+    def exactly(self, value: float) -> str:
+        """A difference that is very small: `0.00002 points`."""
+        return f"{self.prefix}{abs(value) * self.factor:.1g}{' points' if self.suffix else ''}"
 
     def size(self, value: float) -> str:
         """Of a contribution, without its sign."""
@@ -143,7 +149,7 @@ class Step:
 
 
 def png(figure: Figure) -> bytes:
-    """With a palette of 256 colours: a third of the size. Nothing in it says when it was made: same figure, same bytes."""
+    """With 256 colours, a third of the size. Nothing in it says when it was made: the same figure, the same bytes."""
     with io.BytesIO() as drawn, io.BytesIO() as file, mpl.rc_context(STYLE):
         figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
         with Image.open(drawn) as image:
@@ -192,8 +198,8 @@ def dependence(panels: Sequence[Numbers | Words], scale: Scale) -> Figure:
     """Two panels a line: a customer's value against what it contributed, above how common the value is."""
     lines = -(-len(panels) // 2)
     with mpl.rc_context(STYLE | {"font.size": 9.5}):
-        figure = Figure(figsize=(WIDTH_IN + 1.0, 3.35 * lines), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr]
+        room = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
+        figure = Figure(figsize=(WIDTH_IN + 1.0, 3.35 * lines), layout=room)
         cells = figure.subfigures(lines, 2, squeeze=False).ravel()
         for cell, panel in zip(cells, panels, strict=False):
             if isinstance(panel, Words):
@@ -203,7 +209,7 @@ def dependence(panels: Sequence[Numbers | Words], scale: Scale) -> Figure:
         return figure
 
 
-def waterfall(base: float, score: float, steps: Sequence[Step], scale: Scale, base_label: str) -> Figure:
+def waterfall(base: float, score: float, steps: Sequence[Step], scale: Scale) -> Figure:
     """From the typical customers' mean score, contribution by contribution in the order given, to the customer's."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.55 * (len(steps) + 2)), layout="constrained")
@@ -223,7 +229,7 @@ def waterfall(base: float, score: float, steps: Sequence[Step], scale: Scale, ba
         lowest, highest = min(0.0, ends.min()), max(ends.max(), 0.0)
         axes.set_xlim(lowest - 0.02 * (highest - lowest) * (lowest < 0), highest + 0.2 * (highest - lowest))
         axes.set_xlabel(f"score ({scale.suffix or scale.axis})")
-        labels = [base_label, *(step.label for step in steps), "This customer"]
+        labels = ["Typical customers", *(step.label for step in steps), "This customer"]
         _name_rows(axes, labels, ["", *(step.note for step in steps), ""])
         _plain_ticks(axes)
         return figure
@@ -275,7 +281,7 @@ def _numbers(axes: npt.NDArray[np.object_], panel: Numbers, scale: Scale) -> Non
     if len(y):
         room = 0.05 * (_edges(y)[1] - _edges(y)[0])
         dots.set_ylim(_edges(y)[0] - room, _edges(y)[1] + room)
-    dots.plot(*_means(x, y), color=INK, linewidth=1.4)
+    dots.plot(*_middles(x, y), color=INK, linewidth=1.4)
     dots.set_ylabel(scale.axis)
     dots.yaxis.set_major_formatter(FuncFormatter(_plain_number))
     dots.grid(axis="y")
@@ -320,7 +326,7 @@ def _words(axes: Axes, panel: Words, scale: Scale) -> None:
         kept = np.clip(here, *limits)
         axes.scatter(kept, place + 0.34 * _stacked(kept, limits), s=8, color=NEUTRAL, alpha=0.4,
                      linewidths=0)  # fmt: skip
-        axes.plot(2 * [here.mean()], [place - 0.36, place + 0.36], color=INK, linewidth=1.6)
+        axes.plot(2 * [np.median(here)], [place - 0.36, place + 0.36], color=INK, linewidth=1.6)
     axes.set_title(_wrapped(panel.label, 44), fontsize=9.5)
     axes.axvline(0.0, color=INK, linewidth=0.8)
     axes.set_xlabel(scale.axis)
@@ -332,18 +338,18 @@ def _words(axes: Axes, panel: Words, scale: Scale) -> None:
     _plain_ticks(axes)
 
 
-def _means(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Of each distinct value where there are few, else of bins with about equally many customers."""
+def _middles(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Medians of each distinct value where there are few, else of bins with about equally many customers."""
     values, places = np.unique(x, return_inverse=True)
-    if len(values) > MEANS:
+    if len(values) > MIDDLES:
         lower = np.searchsorted(np.sort(x), x)  # how many have less: who have the same value stay together
-        places = MEANS * lower // len(x)
+        places = MIDDLES * lower // len(x)
     bins = [places == place for place in np.unique(places)]
-    return np.array([np.median(x[rows]) for rows in bins]), np.array([y[rows].mean() for rows in bins])
+    return np.array([np.median(x[rows]) for rows in bins]), np.array([np.median(y[rows]) for rows in bins])
 
 
 def _edges(x: Floats) -> tuple[float, float]:
-    """Where an axis of contributions begins and ends, zero inside: a few that are far out do not press the others flat."""
+    """Ends of an axis of contributions, zero inside: a few that are far out do not press the others flat."""
     low, high = np.quantile(x, [OUTSIDE, 1.0 - OUTSIDE])
     room = 0.3 * (high - low)
     low, high = min(max(float(x.min()), low - room), 0.0), max(min(float(x.max()), high + room), 0.0)
@@ -363,7 +369,7 @@ def _name_rows(axes: Axes, labels: Sequence[str], notes: Sequence[str] | None = 
     axes.spines["left"].set_visible(False)
     for place, label in enumerate(labels):
         note = notes[place] if notes else ""
-        at = {"transform": axes.get_yaxis_transform(), "ha": "right", "clip_on": False}
+        at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "clip_on": False}
         if note:
             axes.text(-0.012, place - 0.16, _shortened(label), va="center", **at)
             axes.text(-0.012, place + 0.2, _shortened(note, 44), va="center", fontsize=8.5, color=PLAIN, **at)
@@ -387,7 +393,7 @@ def _value_bar(figure: Figure, axes: Axes) -> None:
     bar.ax.set_yticklabels(["low", "high"])
     bar.ax.tick_params(length=0)
     bar.set_label("the customer's own value", labelpad=-16)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _write(axes: Axes, x: float, place: int, text: str, weight: str = "normal") -> None:
@@ -395,8 +401,8 @@ def _write(axes: Axes, x: float, place: int, text: str, weight: str = "normal") 
 
 
 def _wrapped(text: str, width: int = LABEL_CHARS) -> str:
-    lines = textwrap.wrap(text, width) or [text]
-    return "\n".join(lines[:2]) if len(lines) <= 2 else f"{lines[0]}\n{textwrap.shorten(' '.join(lines[1:]), width, placeholder='…')}"
+    """On at most two lines."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder="…"))
 
 
 def _shortened(text: str, width: int = LABEL_CHARS + 6) -> str:
@@ -404,6 +410,8 @@ def _shortened(text: str, width: int = LABEL_CHARS + 6) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits that matter, as people write them: 1,204; 42.3; 3.07; 0.0412."""
+    """As people write them: 1,204; 42.3; 3.07; 0.04; and 0 for less than 0.005."""
     size = abs(value)
-    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.005 else "0"
+    if size < 0.005:
+        return "0"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"

@@ -148,7 +148,7 @@ class ModelList(msgspec.Struct):
 
 
 class PartImportance(msgspec.Struct):
-    """name: of a group, or of a feature in `group`. share: of the sum over all parts; null where nothing contributes."""
+    """name: of a group, or of a feature in `group`. share: of the sum of all; null where nothing contributes."""
 
     name: str
     label: str

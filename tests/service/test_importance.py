@@ -65,7 +65,7 @@ def test_a_release_that_knows_no_figures_says_null_and_not_zero(release: Release
 
 def test_where_nothing_contributes_nobody_has_a_share(release: Release) -> None:
     zeros = dict.fromkeys(release.contract.schema.groups, 0.0)
-    importance = Importance(10, {task: zeros for task in release.contract.task_names}, {})
+    importance = Importance(10, dict.fromkeys(release.contract.task_names, zeros), {})
     contract = replace(release.contract, explanation=replace(release.contract.explanation, importance=importance))
 
     for said in importance_of(contract, "1").tasks.values():
@@ -87,8 +87,15 @@ def test_a_loaded_version_can_be_asked_for(start: Start, versions: tuple[Release
     assert answers[0]["tasks"] != answers[1]["tasks"]
 
 
-@pytest.mark.parametrize("path", [f"{SECRET}/importance", "engagement/importance?version=99",
-                                  f"engagement/importance?version={SECRET}", "engagement/importance?version="])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{SECRET}/importance",
+        "engagement/importance?version=99",
+        f"engagement/importance?version={SECRET}",
+        "engagement/importance?version=",
+    ],
+)
 def test_unknown_models_and_versions_are_404(url: str, path: str) -> None:
     check(requests.get(f"{url}/v1/models/{path}", timeout=10), 404, "unknown_model")
 
