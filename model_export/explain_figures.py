@@ -60,12 +60,15 @@ BINS = 160
 OUTSIDE = 0.005
 """Share of the dots on each side that may lie beyond an edge, where they are far out; they are drawn on it."""
 
+LEAST = 0.005
+"""Of a point, or of a unit of currency: what is less is written as 0."""
+
 CATEGORIES_SHOWN = 8
-MIDDLES = 20
-"""Points of the line through a panel of dependence."""
+MIDDLES, MIDDLE_OF = 20, 5
+"""Points of the line through a panel of dependence, and how many customers one is at least the middle of."""
 
 SKEW = 8.0
-"""A feature is drawn on a logarithmic scale where its 99th percentile is more than so many times its median."""
+"""A feature is drawn on a logarithmic scale where its largest value is more than so many times its median."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Scale:
 
     def score(self, value: float) -> str:
         """`31.4 %`, `GBP 1,204`."""
-        return f"{self.prefix}{_digits(value * self.factor)}{' ' if self.suffix else ''}{self.suffix}"
+        return f"{self.prefix}{digits(value * self.factor)}{' ' if self.suffix else ''}{self.suffix}"
 
     def contribution(self, value: float) -> str:
         """Signed: `+3.1 points`, `-GBP 42`; what rounds to nothing has no sign."""
@@ -96,9 +99,17 @@ class Scale:
         """A difference that is very small: `0.00002 points`."""
         return f"{self.prefix}{abs(value) * self.factor:.1g}{' points' if self.suffix else ''}"
 
+    def span(self, low: float, high: float) -> str:
+        """`-2.6 to +3.1 points`."""
+        return f"{self.contribution(low).removesuffix(' points')} to {self.contribution(high)}"
+
+    def is_nothing(self, values: Floats) -> BoolArray:
+        """Of contributions: those that are written as 0."""
+        return np.asarray(np.abs(values) * self.factor < LEAST)
+
     def size(self, value: float) -> str:
         """Of a contribution, without its sign."""
-        return f"{self.prefix}{_digits(abs(value) * self.factor)}{' points' if self.suffix else ''}"
+        return f"{self.prefix}{digits(abs(value) * self.factor)}{' points' if self.suffix else ''}"
 
 
 @dataclass(frozen=True)
@@ -272,7 +283,8 @@ def _numbers(axes: npt.NDArray[np.object_], panel: Numbers, scale: Scale) -> Non
     title = _wrapped(panel.label, 44)
     if not known.all():
         mean = float(panel.contributions[~known].mean())
-        title += f"\nnot known for {(~known).mean():.0%}: {scale.contribution(mean)} on average"
+        share = f"{(~known).mean():.0%}" if (~known).mean() >= 0.005 else "under 1%"
+        title += f"\nnot known for {share}: {scale.contribution(mean)} on average"
     dots.set_title(title, fontsize=9.5)
     dots.axhline(0.0, color=INK, linewidth=0.8)
     kept = np.clip(y, *_edges(y)) if len(y) else y
@@ -299,7 +311,7 @@ def _numbers(axes: npt.NDArray[np.object_], panel: Numbers, scale: Scale) -> Non
 
 def _histogram(axes: Axes, x: Floats) -> None:
     """How common the values x are; on a logarithmic scale, where zero has a bar of its own, if a few are very large."""
-    if len(x) and x.min() >= 0 and np.quantile(x, 0.99) > SKEW * max(float(np.median(x)), 1.0):
+    if len(x) and x.min() >= 0 and x.max() > SKEW * max(float(np.median(x)), 1.0):
         floor = float(10.0 ** np.floor(np.log10(np.quantile(x[x > 0], 0.05))))
         axes.set_xscale("symlog", linthresh=floor, linscale=0.5)
         axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=floor))
@@ -345,6 +357,7 @@ def _middles(x: Floats, y: Floats) -> tuple[Floats, Floats]:
         lower = np.searchsorted(np.sort(x), x)  # how many have less: who have the same value stay together
         places = MIDDLES * lower // len(x)
     bins = [places == place for place in np.unique(places)]
+    bins = [rows for rows in bins if rows.sum() >= MIDDLE_OF]
     return np.array([np.median(x[rows]) for rows in bins]), np.array([np.median(y[rows]) for rows in bins])
 
 
@@ -372,7 +385,7 @@ def _name_rows(axes: Axes, labels: Sequence[str], notes: Sequence[str] | None = 
         at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "clip_on": False}
         if note:
             axes.text(-0.012, place - 0.16, _shortened(label), va="center", **at)
-            axes.text(-0.012, place + 0.2, _shortened(note, 44), va="center", fontsize=8.5, color=PLAIN, **at)
+            axes.text(-0.012, place + 0.2, _shortened(note, 64), va="center", fontsize=8.5, color=PLAIN, **at)
         else:
             axes.text(-0.012, place, _wrapped(label), va="center", linespacing=1.05, **at)
 
@@ -409,9 +422,9 @@ def _shortened(text: str, width: int = LABEL_CHARS + 6) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _digits(value: float) -> str:
-    """As people write them: 1,204; 42.3; 3.07; 0.04; and 0 for less than 0.005."""
+def digits(value: float) -> str:
+    """As people write them: 1,204; 42.3; 3.07; 0.04."""
     size = abs(value)
-    if size < 0.005:
+    if size < LEAST:
         return "0"
     return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"

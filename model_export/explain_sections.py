@@ -103,14 +103,15 @@ class SectionWriter:
         means = np.abs(contributions).mean(axis=0)
         order = np.argsort(-means, kind="stable").tolist()
         low, high = np.quantile(contributions, [0.05, 0.95], axis=0)
+        raised = ((contributions > 0) & ~scale.is_nothing(contributions)).mean(axis=0)
         lines = [
             Line(
                 label=self._label(answers, part),
                 group=self._group(answers, part),
                 mean=scale.size(means[part]),
                 share=f"{means[part] / max(means.sum(), np.finfo(float).tiny):.1%}",
-                raises=f"{(contributions[:, part] > 0).mean():.0%}",
-                middle=f"{scale.contribution(low[part])} to {scale.contribution(high[part])}",
+                raises=f"{raised[part]:.0%}",
+                middle=scale.span(low[part], high[part]),
             )
             for part in order
         ]
@@ -250,7 +251,7 @@ class SectionWriter:
 
     def _spread(self, what: str, swarms: Iterable[draw.Swarm], scale: Scale) -> str:
         ends = ((swarm.label, *np.quantile(swarm.contributions, [0.05, 0.95])) for swarm in swarms)
-        said = (f"{label}: {scale.contribution(low)} to {scale.contribution(high)}" for label, low, high in ends)
+        said = (f"{label}: {scale.span(low, high)}" for label, low, high in ends)
         return f"{what} Nine of ten customers lie within: {'; '.join(said)}."
 
     def _label(self, answers: Answers, part: int) -> str:
@@ -277,7 +278,5 @@ def write_number(feature: Feature, value: float, currency: str) -> str:
         return "not known"
     if feature.unit == "share":
         return f"{value:.0%}"
-    text = f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:,.3g}"
-    if feature.unit == "currency" and currency:
-        return f"{currency} {text}"
-    return text
+    text = f"{value:,.0f}" if value == round(value) else draw.digits(value)
+    return f"{currency} {text}" if feature.unit == "currency" and currency else text
