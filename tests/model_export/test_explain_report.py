@@ -274,7 +274,7 @@ def test_another_graph_can_be_asked(workspace: Workspace, pristine: Release) -> 
     fast = report_workspace(workspace, pristine.root, rows=2, explainer="fast")
 
     assert pristine.graph_name("fast") in fast.html
-    with pytest.raises(RapportError, match="explains groups by fast, .*not by features"):
+    with pytest.raises(RapportError, match=r"explains groups by fast, .*not by features"):
         report_workspace(workspace, pristine.root, explainer="features")
 
 
@@ -307,25 +307,25 @@ def test_a_release_without_a_graph_of_features_is_explained_by_groups(pristine: 
 def test_what_is_missing_is_said_in_a_sentence(workspace: Workspace, pristine: Release, tmp_path: Path) -> None:
     with pytest.raises(RapportError, match="run `rapport train` first"):
         report_workspace(Workspace(tmp_path), pristine.root)
-    with pytest.raises(RapportError, match="no release of engagement in .*: run `rapport publish` first"):
+    with pytest.raises(RapportError, match=r"no release of engagement in .*: run `rapport publish` first"):
         report_workspace(workspace, tmp_path)
     with pytest.raises(RapportError, match="no release of other in"):
         report_workspace(workspace, pristine.root, model="other")
-    with pytest.raises(RapportError, match="engagement.9 does not exist"):
+    with pytest.raises(RapportError, match=r"engagement.9 does not exist"):
         report_workspace(workspace, pristine.root, version=9)
 
 
 def test_rows_of_other_features_are_refused(pristine: Release, tmp_path: Path) -> None:
     write_run(tiny_run(rows=300, epochs=1, without=("returns_365d",)), tmp_path / "run")
 
-    with pytest.raises(RapportError, match="engagement.1 reads other features"):
+    with pytest.raises(RapportError, match=r"engagement.1 reads other features"):
         report_workspace(Workspace(tmp_path), pristine.root)
 
 
 def test_a_page_that_cannot_be_written_is_an_error_with_its_path(report: Report, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(RapportError, match="cannot write .*file"):
+    with pytest.raises(RapportError, match=r"cannot write .*file"):
         write_report(report, tmp_path / "file" / "report.html", None)
 
 
@@ -424,8 +424,8 @@ def test_pictures_can_be_drawn_of_anything(label: str, rows: int) -> None:
     contributions = rng.standard_cauchy(rows) * 1e3
     zeros, missing = np.zeros(rows), np.full(rows, np.nan)
     quantiles = tuple(np.linspace(0, 1e6, 21))
-    panels = [
-        draw.Numbers(label, values, moved, reference, str)
+    panels: list[draw.Numbers | draw.Words] = [
+        draw.Numbers(label, np.asarray(values), moved, reference, str)
         for values in (zeros, missing, contributions, np.exp(contributions / 1e4), np.arange(rows) % 3.0)
         for moved in (zeros, contributions)
         for reference in (quantiles, ())
