@@ -8,7 +8,8 @@ import pytest
 from feature_client.contract import Contract, Errors, Explainer, Explanation
 from feature_client.release import Release
 from service.errors import InvalidRequest
-from service.explainers import Choice, Pace, Wish, choose, error_of, weight_of
+from service.explainers import Pace, choose, weight_of
+from service.reasons import Asked, error_of
 
 TASKS = ("purchase_30d", "churn_90d", "spend_90d")
 
@@ -42,87 +43,91 @@ def explained_by(contract: Contract, explainers: Mapping[str, Explainer]) -> Con
 
 
 @pytest.mark.parametrize(
-    ("wish", "explainer", "within_budget"),
+    ("asked", "explainer", "within_budget"),
     [
         # Nothing said: the first of that detail, whatever it takes.
-        (Wish(), "fast", None),
-        (Wish(tasks=("spend_90d",), margins=True), "fast", None),
-        (Wish(by_feature=True), "features", None),
+        (Asked(), "fast", None),
+        (Asked(tasks=("spend_90d",), space="margin"), "fast", None),
+        (Asked(detail="features"), "features", None),
         # A tolerance alone: the cheapest that keeps it, for every task that is asked for.
-        (Wish(tolerance=1.0), "fast", None),
-        (Wish(tolerance=0.06), "fast", None),  # as much is allowed
-        (Wish(tolerance=0.05), "precise", None),
-        (Wish(tasks=("purchase_30d", "churn_90d"), tolerance=0.05), "fast", None),
-        (Wish(tasks=("purchase_30d",), tolerance=0.01), "precise", None),
-        (Wish(tolerance=0.02), "exact", None),
-        (Wish(tolerance=0.0), "exact", None),
+        (Asked(tolerance=1.0), "fast", None),
+        (Asked(tolerance=0.06), "fast", None),  # as much is allowed
+        (Asked(tolerance=0.05), "precise", None),
+        (Asked(tasks=("purchase_30d", "churn_90d"), tolerance=0.05), "fast", None),
+        (Asked(tasks=("purchase_30d",), tolerance=0.01), "precise", None),
+        (Asked(tolerance=0.02), "exact", None),
+        (Asked(tolerance=0.0), "exact", None),
         # In margins the errors are others: there the fast one is better than the precise one.
-        (Wish(margins=True, tolerance=0.02), "fast", None),
-        (Wish(margins=True, tolerance=0.01), "exact", None),
+        (Asked(space="margin", tolerance=0.02), "fast", None),
+        (Asked(space="margin", tolerance=0.01), "exact", None),
         # Of features there is one alone, which may not keep it.
-        (Wish(by_feature=True, tolerance=0.01), "features", None),
+        (Asked(detail="features", tolerance=0.01), "features", None),
         # A budget alone: the most precise within it; the cheapest where none is.
-        (Wish(budget_s=1.0), "exact", True),
-        (Wish(budget_s=0.064), "exact", True),  # as much is allowed
-        (Wish(budget_s=0.063), "precise", True),
-        (Wish(margins=True, budget_s=0.063), "fast", True),
-        (Wish(budget_s=0.007), "fast", True),
-        (Wish(budget_s=0.0001), "fast", False),
-        (Wish(by_feature=True, budget_s=0.016), "features", True),
-        (Wish(by_feature=True, budget_s=0.015), "features", False),
+        (Asked(budget_s=1.0), "exact", True),
+        (Asked(budget_s=0.064), "exact", True),  # as much is allowed
+        (Asked(budget_s=0.063), "precise", True),
+        (Asked(space="margin", budget_s=0.063), "fast", True),
+        (Asked(budget_s=0.007), "fast", True),
+        (Asked(budget_s=0.0001), "fast", False),
+        (Asked(detail="features", budget_s=0.016), "features", True),
+        (Asked(detail="features", budget_s=0.015), "features", False),
         # Both: the cheapest within both; else the budget counts, and the tolerance as far as it goes.
-        (Wish(tolerance=0.06, budget_s=1.0), "fast", True),
-        (Wish(tolerance=0.03, budget_s=1.0), "precise", True),
-        (Wish(tolerance=0.0, budget_s=1.0), "exact", True),
-        (Wish(tolerance=0.0, budget_s=0.063), "precise", True),
-        (Wish(tolerance=0.0, budget_s=0.007), "fast", True),
-        (Wish(tolerance=0.0, budget_s=0.0001), "fast", False),
-        (Wish(tolerance=1.0, budget_s=0.0001), "fast", False),
+        (Asked(tolerance=0.06, budget_s=1.0), "fast", True),
+        (Asked(tolerance=0.03, budget_s=1.0), "precise", True),
+        (Asked(tolerance=0.0, budget_s=1.0), "exact", True),
+        (Asked(tolerance=0.0, budget_s=0.063), "precise", True),
+        (Asked(tolerance=0.0, budget_s=0.007), "fast", True),
+        (Asked(tolerance=0.0, budget_s=0.0001), "fast", False),
+        (Asked(tolerance=1.0, budget_s=0.0001), "fast", False),
     ],
 )
 def test_an_explainer_is_chosen_by_tolerance_and_budget(
-    contract: Contract, wish: Wish, explainer: str, *, within_budget: bool | None
+    contract: Contract, asked: Asked, explainer: str, *, within_budget: bool | None
 ) -> None:
-    chosen = choose(explained_by(contract, ALL), wish, SECONDS.__getitem__)
+    chosen = choose(explained_by(contract, ALL), asked, SECONDS.__getitem__)
 
-    assert chosen == Choice(explainer, within_budget)
+    assert chosen == replace(asked, explainer=explainer, within_budget=within_budget)
 
 
 def test_the_cheapest_is_by_rows_of_the_network_and_not_by_place(contract: Contract) -> None:
     """A contract has them in any order but for the first."""
     shuffled = explained_by(contract, {"fast": FAST, "exact": EXACT, "precise": PRECISE})
 
-    assert choose(shuffled, Wish(tolerance=0.05), SECONDS.__getitem__).explainer == "precise"
-    assert choose(shuffled, Wish(budget_s=0.01), SECONDS.__getitem__).explainer == "precise"
+    assert choose(shuffled, Asked(tolerance=0.05), SECONDS.__getitem__).explainer == "precise"
+    assert choose(shuffled, Asked(budget_s=0.01), SECONDS.__getitem__).explainer == "precise"
 
 
 def test_among_equals_the_default_is_chosen(contract: Contract) -> None:
     """As in a release whose fast explainer is exact itself."""
     same = explained_by(contract, {"fast": EXACT, "exact": EXACT})
 
-    for wish in (Wish(), Wish(tolerance=0.0), Wish(budget_s=9.0), Wish(budget_s=0.0001), Wish(None, tolerance=0.5)):
-        assert choose(same, wish, lambda name: 0.064).explainer == "fast"
+    for asked in (Asked(), Asked(tolerance=0.0), Asked(budget_s=9.0), Asked(budget_s=0.0001), Asked(tolerance=0.5)):
+        assert choose(same, asked, lambda name: 0.064).explainer == "fast"
 
 
 def test_a_detail_that_a_release_does_not_explain_in_is_an_invalid_request(contract: Contract) -> None:
     by_groups = explained_by(contract, {"fast": FAST})
 
-    for wish in (Wish(by_feature=True), Wish(by_feature=True, tolerance=1.0), Wish(by_feature=True, budget_s=1.0)):
+    for asked in (
+        Asked(detail="features"),
+        Asked(detail="features", tolerance=1.0),
+        Asked(detail="features", budget_s=1.0),
+    ):
         with pytest.raises(InvalidRequest, match="explains by groups alone"):
-            choose(by_groups, wish, SECONDS.__getitem__)
+            choose(by_groups, asked, SECONDS.__getitem__)
 
 
 def test_time_is_asked_for_only_where_there_is_a_budget(contract: Contract) -> None:
     def unknown(name: str) -> float:
         raise AssertionError(name)
 
-    for wish in (Wish(), Wish(tolerance=0.0), Wish(by_feature=True, tolerance=0.0)):
-        choose(explained_by(contract, ALL), wish, unknown)
+    for asked in (Asked(), Asked(tolerance=0.0), Asked(detail="features", tolerance=0.0)):
+        choose(explained_by(contract, ALL), asked, unknown)
 
 
 def test_an_error_is_of_a_task_and_of_a_space() -> None:
-    assert [error_of(PRECISE, task, margins=False) for task in TASKS] == [0.01, 0.02, 0.03]
-    assert [error_of(PRECISE, task, margins=True) for task in TASKS] == [0.04] * 3
+    assert [error_of(PRECISE, task, "score") for task in TASKS] == [0.01, 0.02, 0.03]
+    assert [error_of(PRECISE, task, "margin") for task in TASKS] == [0.04] * 3
 
 
 @pytest.mark.parametrize(("fast", "exact", "weight"), [(64, 4_096, 64), (60, 4_096, 68), (4_096, 4_096, 1), (0, 7, 7)])

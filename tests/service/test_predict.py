@@ -234,7 +234,7 @@ class SlowExplanations(EmbeddedBackend):
 def test_reasons_are_shed_before_scores(start: Start, customers: list[str]) -> None:
     url = start(SlowExplanations(), max_inflight_explain_rows=64)
     plain = predict(url, "c1")["predictions"][0]["scores"]
-    # 64 entities may be explained at once: three requests of 32 in one tick leave one without reasons.
+    # Three requests of 32 in one tick leave one without reasons.
     body = {"entities": [{"customer_id": "c1"}] * 32, "explain": 2}
 
     def ask(_: int) -> dict:  # type: ignore[type-arg]
