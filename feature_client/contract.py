@@ -139,6 +139,15 @@ class Contract:
     def __post_init__(self) -> None:
         if self.format != CONTRACT_FORMAT:
             raise ContractError(f"contract format {self.format}; this version reads format {CONTRACT_FORMAT}")
+        self._check_explanation()
+        for task in self.tasks:
+            thresholds = [segment.at_least for segment in task.segments]
+            if thresholds != sorted(thresholds, reverse=True):
+                raise ContractError(f"{task.name}: its segments are not named from the highest to the lowest")
+            if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
+                raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
+
+    def _check_explanation(self) -> None:
         names = tuple(self.explanation.explainers)
         if names[:1] != EXPLAINERS[:1] or not set(names) <= set(EXPLAINERS):
             raise ContractError(f"explainers are some of {', '.join(EXPLAINERS)}, the first of them always and first")
@@ -151,11 +160,6 @@ class Contract:
                 for stated in (error.scores, error.margins, error.shifted):
                     if not 0 <= stated.get(task.name, math.nan) < math.inf:  # never true of NaN
                         raise ContractError(f"{task.name}: the explainer {name} says no error")
-            thresholds = [segment.at_least for segment in task.segments]
-            if thresholds != sorted(thresholds, reverse=True):
-                raise ContractError(f"{task.name}: its segments are not named from the highest to the lowest")
-            if task.eligibility and task.eligibility.feature not in {f.name for f in self.schema.numeric}:
-                raise ContractError(f"{task.name}: eligibility by unknown feature {task.eligibility.feature}")
 
     def to_json(self) -> bytes:
         return msgspec.json.format(self._canonical, indent=1)

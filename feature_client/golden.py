@@ -13,7 +13,9 @@ from feature_client.contract import Contract, attribution_scale, discrepancy
 from feature_client.errors import RapportError
 
 INPUTS = ("numeric", "categorical")
-OUTPUTS = ("scores", "attributions", "base")
+
+SPLIT_UP = {"attributions": "base", "margin_attributions": "margin_base"}
+"""Outputs that are parts of a whole, with what the whole has besides them."""
 
 MAX_ROWS = 1_000
 """Every backend runs them all at load, in every worker."""
@@ -27,8 +29,7 @@ class GoldenError(RapportError):
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """tensors: numeric [rows, N], categorical [rows, K]. answers: scores [rows, T], attributions [rows, T, G],
-    base [rows, T]."""
+    """tensors: numeric [rows, N], categorical [rows, K]. answers: what one graph of the release gives for them."""
 
     tensors: Tensors
     answers: Tensors
@@ -37,34 +38,37 @@ class Golden:
         return len(self.answers["scores"])
 
     @classmethod
-    def from_bytes(cls, content: bytes, contract: Contract) -> "Golden":
-        """content: of golden.npz, as NumPy's `savez` writes it.
+    def from_bytes(cls, content: bytes, contract: Contract, explainer: str | None) -> "Golden":
+        """content: of golden.npz, as NumPy's `savez` writes it, with every answer under its `golden_name`.
 
         Raises GoldenError where it does not hold inputs and answers of 1 to MAX_ROWS rows, of the contract's shapes.
         """
+        names = {output: golden_name(explainer, output) for output in contract.outputs(1, explainer)}
         arrays = {}
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as file:
-                for name in (*INPUTS, *OUTPUTS):
+                for name in (*INPUTS, *names.values()):
                     arrays[name] = _array(file, name)
         except GoldenError:
             raise
         except Exception as exc:  # zipfile and NumPy break on a file of somebody else in ways that share no base
             raise GoldenError(f"golden.npz cannot be read: {exc}") from exc
-        rows = len(arrays["scores"]) if arrays["scores"].ndim else 0
+        scores = arrays[names["scores"]]
+        rows = len(scores) if scores.ndim else 0
         if not 1 <= rows <= MAX_ROWS:
             raise GoldenError(f"golden.npz has {rows} rows, not 1 to {MAX_ROWS}")
-        expected: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "numeric": (rows, len(contract.schema.numeric)),
             "categorical": (rows, len(contract.schema.categorical)),
-            **contract.outputs(rows, explained=True),
+            **{names[output]: shape for output, shape in contract.outputs(rows, explainer).items()},
         }
-        for name, shape in expected.items():
+        for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise GoldenError(f"golden.npz: {name} is {list(arrays[name].shape)}, not {list(shape)}")
-        if not all(np.isfinite(arrays[name]).all() for name in OUTPUTS):
+        answers = {output: arrays[name] for output, name in names.items()}
+        if not all(np.isfinite(values).all() for values in answers.values()):
             raise GoldenError("golden.npz: not all answers are finite")
-        return cls({name: arrays[name] for name in INPUTS}, {name: arrays[name] for name in OUTPUTS})
+        return cls({name: arrays[name] for name in INPUTS}, answers)
 
     def first(self, rows: int) -> "Golden":
         """The first `rows` of them: proof enough of what has proven all."""
@@ -72,11 +76,17 @@ class Golden:
 
     def check(self, outputs: Tensors) -> None:
         """outputs: what a backend gave for `tensors`, of the right shapes. Raises GoldenError (NaN never passes)."""
-        scale = attribution_scale(self.answers["attributions"], self.answers["base"])
         for name, values in outputs.items():
-            size = scale if name == "attributions" else 0.0
+            size: npt.ArrayLike = 0.0
+            if name in SPLIT_UP:
+                size = attribution_scale(self.answers[name], self.answers[SPLIT_UP[name]])
             if not (discrepancy(values, self.answers[name], size) <= 1).all():
                 raise GoldenError(f"{name} differ from the golden answers")
+
+
+def golden_name(explainer: str | None, output: str) -> str:
+    """What golden.npz calls an output of an explainer's graph, or of the score graph (None)."""
+    return output if explainer is None else f"{explainer}.{output}"
 
 
 def _array(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

@@ -30,6 +30,7 @@ from feature_client.release import (
     list_versions,
     read_manifest,
     read_release,
+    release_directories,
     release_files,
 )
 from feature_client.routes import MAX_BYTES as MAX_ROUTES_BYTES
@@ -158,8 +159,8 @@ class Mirror:
                 (scratch / file).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / file).write_bytes(content)
 
-            read_manifest(manifest, name)
-            for file in release_files(name):
+            explainers = read_manifest(manifest, name).explainers
+            for file in release_files(name, explainers):
                 path = PurePosixPath(file)
                 at_most = MAX_BYTES["/".join(path.parts[1:])]
                 write(file, self.store.read(file, at_most))
@@ -168,7 +169,7 @@ class Mirror:
             write(f"{name}/{MANIFEST}", manifest)
             read_release(scratch, model, version, self.trust)
             self._remove(name)  # a damaged copy, or half of one
-            for directory in (f"{name}.explain", name):  # the one with the manifest last
+            for directory in reversed(release_directories(name, explainers)):  # the one with the manifest last
                 (scratch / directory).rename(self.root / directory)
 
     def _follow(self, routes: dict[str, Route], new: Path) -> None:
@@ -193,7 +194,7 @@ class Mirror:
     def _remove(self, name: str) -> None:
         self._verified.discard(name)
         with self._scratch() as scratch:
-            for directory in (name, f"{name}.explain"):  # the one with the manifest first
+            for directory in release_directories(name):  # the one with the manifest first
                 if (self.root / directory).exists():
                     (self.root / directory).rename(scratch / directory)
 
@@ -309,7 +310,7 @@ def push(root: Path, url: str, model: str, version: int, *, timeout_s: float = T
         if there != manifest:
             raise MirrorError(f"{store} has another {name} already: releases do not change")
         return
-    for file in release_files(name):
+    for file in release_files(name, release.manifest.explainers):
         store.write(file, release.read(file))
     if (signature := release.directory / SIGNATURE).exists():
         store.write(f"{name}/{SIGNATURE}", signature.read_bytes())

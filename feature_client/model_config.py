@@ -72,8 +72,11 @@ class ConfigError(RapportError):
     """A config.pbtxt with something that Rapport does not write, or of another model."""
 
 
-def check_config(content: bytes, name: str, contract: Contract, *, explains: bool) -> None:
-    """content: of config.pbtxt. name: of the model, which is its directory's. Raises ConfigError."""
+def check_config(content: bytes, name: str, contract: Contract, explainer: str | None) -> None:
+    """content: of config.pbtxt. name: of the model, which is its directory's. explainer: None for the score graph.
+
+    Raises ConfigError.
+    """
     try:
         config = _parsed(content.decode())
     except UnicodeDecodeError as exc:
@@ -85,7 +88,7 @@ def check_config(content: bytes, name: str, contract: Contract, *, explains: boo
     rows = _texts(config, "max_batch_size")
     if len(rows) != 1 or not re.fullmatch("[0-9]{1,5}", rows[0]) or not 1 <= int(rows[0]) <= MAX_BATCH:
         raise ConfigError(f"max_batch_size is not one number from 1 to {MAX_BATCH}")
-    _check_tensors(config, contract, explains=explains)
+    _check_tensors(config, contract, explainer)
     _check_settings(config, contract)
 
 
@@ -103,13 +106,13 @@ def _check_keys(message: Message, allowed: Allowed, path: str) -> None:
             _check_keys(value, inside, f"{path}{key}.")
 
 
-def _check_tensors(config: Message, contract: Contract, *, explains: bool) -> None:
+def _check_tensors(config: Message, contract: Contract, explainer: str | None) -> None:
     inputs = {
         "numeric": ("TYPE_FP32", [len(contract.schema.numeric)]),
         # Of a contract without categories, any: Triton takes no width of 0.
         "categorical": ("TYPE_INT64", [len(contract.schema.categorical) or -1]),
     }
-    outputs = {name: ("TYPE_FP32", list(shape[1:])) for name, shape in contract.outputs(1, explained=explains).items()}
+    outputs = {name: ("TYPE_FP32", list(shape[1:])) for name, shape in contract.outputs(1, explainer).items()}
     for key, expected in (("input", inputs), ("output", outputs)):
         found = sorted(
             (_texts(tensor, "name"), _texts(tensor, "data_type"), _texts(tensor, "dims"))

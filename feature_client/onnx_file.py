@@ -138,8 +138,8 @@ class GraphError(RapportError):
     """A file that is no graph of this contract, or that no runtime should be given."""
 
 
-def check_graph(content: bytes, contract: Contract, *, explains: bool) -> None:
-    """content: of model.onnx. explains: it is the explanation graph. Raises GraphError.
+def check_graph(content: bytes, contract: Contract, explainer: str | None) -> None:
+    """content: of model.onnx. explainer: whose graph it is; None: the score graph. Raises GraphError.
 
     Infinite weights are refused, too: none of the graphs that we export has any.
     """
@@ -147,7 +147,7 @@ def check_graph(content: bytes, contract: Contract, *, explains: bool) -> None:
     try:
         _check_reach(model)
         _check_weights(model.graph)
-        _check_promises(model, contract, explains=explains)
+        _check_promises(model, contract, explainer)
     except UnicodeDecodeError as exc:  # a name, read where it is looked at
         raise GraphError(f"not an ONNX model: {exc}") from exc
 
@@ -295,7 +295,7 @@ def _values(name: str, tensor: Any) -> npt.NDArray[Any]:
     return values
 
 
-def _check_promises(model: Any, contract: Contract, *, explains: bool) -> None:
+def _check_promises(model: Any, contract: Contract, explainer: str | None) -> None:
     # A list: which of two entries counts, each reader decides for itself.
     if [entry.value for entry in model.metadata_props if entry.key == CONTRACT_KEY] != [contract.digest]:
         raise GraphError("it was exported with another contract")
@@ -303,7 +303,7 @@ def _check_promises(model: Any, contract: Contract, *, explains: bool) -> None:
         "numeric": (FLOAT, [len(contract.schema.numeric)]),
         "categorical": (INT64, [len(contract.schema.categorical)]),
     }
-    outputs = {name: (FLOAT, list(shape[1:])) for name, shape in contract.outputs(1, explained=explains).items()}
+    outputs = {name: (FLOAT, list(shape[1:])) for name, shape in contract.outputs(1, explainer).items()}
     for what, values, expected in (("inputs", model.graph.input, inputs), ("outputs", model.graph.output, outputs)):
         found = {value.name: _row(value) for value in values}
         if found != expected or len(values) != len(expected):

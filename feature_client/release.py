@@ -1,7 +1,8 @@
 """The model repository on disk: what a release consists of, when it exists, and which one a route names.
 
-A release is two directories, `<model>.<version>` and `<model>.<version>.explain`. It exists when its manifest does and
-agrees with every file: the manifest is written last, so a reader sees a whole release or none.
+A release is several directories: `<model>.<version>` with the score graph and all that is said about it, and one for
+each of its explainers, `<model>.<version>.explain` for the fast one. It exists when its manifest does and agrees with
+every file: the manifest is written last, so a reader sees a whole release or none.
 
 Whoever can write a release can also recompute its checksums. So reading one trusts nothing of it: each file is read
 once, within a limit, and what was hashed is what is looked at, before a runtime or Triton sees any of it.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from feature_client import onnx_file
-from feature_client.contract import Contract
+from feature_client.contract import EXPLAINERS, Contract
 from feature_client.errors import RapportError
 from feature_client.golden import Golden, GoldenError
 from feature_client.model_config import ConfigError, check_config
@@ -32,13 +33,21 @@ if TYPE_CHECKING:  # needs an extra, and only where a key is configured
 
 MODEL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 RELEASE_NAME = re.compile(r"([a-z0-9_]{1,64})\.([0-9]{1,9})")
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 CONFIG, GRAPH = "config.pbtxt", "1/model.onnx"
 SCORE_FILES = (CONFIG, "contract.json", "golden.npz", "card.md", GRAPH)
 EXPLAIN_FILES = (CONFIG, GRAPH)
 """What a release consists of, besides its manifest and the manifest's signature: this and nothing else."""
+
+EXPLAIN = "explain"
+EXPLAIN_SUFFIX: Mapping[str, str] = {
+    explainer: EXPLAIN if explainer == EXPLAINERS[0] else f"{EXPLAIN}_{explainer}" for explainer in EXPLAINERS
+}
+"""Explainer -> what the names of its directory, and of its Triton model, end with."""
+
+DIRECTORY_NAME = re.compile(rf"({RELEASE_NAME.pattern})(?:\.({'|'.join(EXPLAIN_SUFFIX.values())}))?")
 
 MAX_BYTES: Mapping[str, int] = {
     MANIFEST: 64 * 2**10,
@@ -58,30 +67,35 @@ class ReleaseError(RapportError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """files: path relative to the repository -> SHA-256, for every file of both directories but this one."""
+    """files: path relative to the repository -> SHA-256, for every file of all directories but this one."""
 
     model: str
     version: int
     contract: str  # digest
     created_at: str
+    explainers: tuple[str, ...]
     files: Mapping[str, str]
     format: int = MANIFEST_FORMAT
 
 
 @dataclass(frozen=True, eq=False)
 class ReleaseGraph:
-    """One of a release's two graphs, with all that a backend needs to load and to prove it.
+    """One of a release's graphs, with all that a backend needs to load and to prove it.
 
-    name: `engagement.3`, or `engagement.3.explain`. explains: it gives attributions and base as well as scores.
-    digests: config.pbtxt and 1/model.onnx -> SHA-256, as they were verified.
+    name: `engagement.3`, or `engagement.3.explain`. explainer: which one it is; None: it gives scores alone.
+    golden: with the answers of this very graph. digests: config.pbtxt and 1/model.onnx -> SHA-256, as verified.
     """
 
     name: str
     directory: Path
     contract: Contract
     golden: Golden
-    explains: bool
+    explainer: str | None
     digests: Mapping[str, str]
+
+    @property
+    def explains(self) -> bool:
+        return self.explainer is not None
 
     @property
     def file(self) -> Path:
@@ -97,7 +111,7 @@ class ReleaseGraph:
 
     def outputs(self, rows: int) -> dict[str, tuple[int, ...]]:
         """Output -> shape, for that many rows."""
-        return self.contract.outputs(rows, explained=self.explains)
+        return self.contract.outputs(rows, self.explainer)
 
 
 @dataclass(frozen=True)
@@ -117,20 +131,25 @@ class Release:
         return str(self.manifest.version)
 
     @cached_property
-    def explain_name(self) -> str:
-        return f"{self.name}.explain"
+    def explain_names(self) -> Mapping[str, str]:
+        """Explainer -> name of its graph, the default one first."""
+        return {explainer: f"{self.name}.{EXPLAIN_SUFFIX[explainer]}" for explainer in self.manifest.explainers}
+
+    def graph_name(self, explainer: str | None) -> str:
+        """explainer: None for the score graph."""
+        return self.name if explainer is None else self.explain_names[explainer]
+
+    @cached_property
+    def graph_names(self) -> tuple[str, ...]:
+        return (self.name, *self.explain_names.values())
 
     @property
     def directory(self) -> Path:
         return self.root / self.name
 
     @property
-    def explain_directory(self) -> Path:
-        return self.root / self.explain_name
-
-    @property
     def golden(self) -> Path:
-        """Inputs and the answers of both graphs: numeric, categorical, scores, attributions, base."""
+        """Inputs, and the answers of every graph: see golden.py."""
         return self.directory / "golden.npz"
 
     @property
@@ -141,24 +160,19 @@ class Release:
         """file: as the manifest names it. What it holds, as it was verified. Raises ReleaseError."""
         return _read_again(self.root / file, file, self.manifest.files[file])
 
-    def graphs(self) -> tuple[ReleaseGraph, ReleaseGraph]:
-        """Scores, and scores with reasons. Raises ReleaseError."""
+    def graphs(self) -> tuple[ReleaseGraph, ...]:
+        """The score graph, then the explainers', the default one first. Raises ReleaseError."""
+        content = self.read(f"{self.name}/golden.npz")
+        return tuple(self._graph(explainer, content) for explainer in (None, *self.manifest.explainers))
+
+    def _graph(self, explainer: str | None, golden: bytes) -> ReleaseGraph:
+        name = self.graph_name(explainer)
         try:
-            golden = Golden.from_bytes(self.read(f"{self.name}/golden.npz"), self.contract)
+            answers = Golden.from_bytes(golden, self.contract, explainer)
         except GoldenError as exc:
             raise ReleaseError(f"release {self.name}: {exc}") from exc
-        score, explain = (
-            ReleaseGraph(
-                name,
-                self.root / name,
-                self.contract,
-                golden,
-                explains=name == self.explain_name,
-                digests={file: self.manifest.files[f"{name}/{file}"] for file in EXPLAIN_FILES},
-            )
-            for name in (self.name, self.explain_name)
-        )
-        return score, explain
+        digests = {file: self.manifest.files[f"{name}/{file}"] for file in EXPLAIN_FILES}
+        return ReleaseGraph(name, self.root / name, self.contract, answers, explainer, digests)
 
 
 def graph_file(directory: Path) -> Path:
@@ -171,9 +185,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def release_files(name: str) -> tuple[str, ...]:
-    """Of both directories, relative to the repository; the manifest and its signature aside."""
-    return (*(f"{name}/{file}" for file in SCORE_FILES), *(f"{name}.explain/{file}" for file in EXPLAIN_FILES))
+def release_directories(name: str, explainers: Iterable[str] = EXPLAINERS) -> tuple[str, ...]:
+    """The one with the manifest first. explainers: by default all there may be."""
+    return (name, *(f"{name}.{EXPLAIN_SUFFIX[explainer]}" for explainer in explainers))
+
+
+def release_files(name: str, explainers: Iterable[str]) -> tuple[str, ...]:
+    """Of all directories, relative to the repository; the manifest and its signature aside."""
+    score, *others = release_directories(name, explainers)
+    return (
+        *(f"{score}/{file}" for file in SCORE_FILES),
+        *(f"{directory}/{file}" for directory in others for file in EXPLAIN_FILES),
+    )
 
 
 def list_versions(root: Path, model: str) -> list[int]:
@@ -195,9 +218,12 @@ def read_manifest(content: bytes, name: str) -> Manifest:
         raise ReleaseError(f"manifest format {manifest.format}, this version reads {MANIFEST_FORMAT}")
     if f"{manifest.model}.{manifest.version}" != name:
         raise ReleaseError(f"its manifest is of {manifest.model}.{manifest.version}")
-    if foreign := set(manifest.files) - set(release_files(name)):
+    if len(set(manifest.explainers)) < len(manifest.explainers) or not set(manifest.explainers) <= set(EXPLAINERS):
+        raise ReleaseError(f"its manifest's explainers are not some of {', '.join(EXPLAINERS)}")
+    files = set(release_files(name, manifest.explainers))
+    if foreign := set(manifest.files) - files:
         raise ReleaseError(f"its manifest lists what no release has: {_some(foreign)}")
-    if unlisted := set(release_files(name)) - set(manifest.files):
+    if unlisted := files - set(manifest.files):
         raise ReleaseError(f"its manifest does not list {_some(unlisted)}")
     return manifest
 
@@ -224,7 +250,8 @@ def _read_release(root: Path, name: str, trust: "TrustedKeys | None") -> Release
             raise ReleaseError("it is not signed, and this gateway takes signed releases only")
         trust.check(content, _read(root / name / SIGNATURE, SIGNATURE))
     manifest = read_manifest(content, name)
-    present = set(_present(root, (name, f"{name}.explain")))
+    # Of all explainers there may be: one that the manifest does not know must not lie beside the others.
+    present = set(_present(root, release_directories(name)))
     if missing := set(manifest.files) - present:
         raise ReleaseError(f"missing {_some(missing)}")
     if extra := present - set(manifest.files) - {f"{name}/{MANIFEST}", f"{name}/{SIGNATURE}"}:
@@ -236,13 +263,18 @@ def _read_release(root: Path, name: str, trust: "TrustedKeys | None") -> Release
     contract = Contract.from_json(verified(f"{name}/contract.json"))
     if contract.digest != manifest.contract or f"{contract.model}.{manifest.version}" != name:
         raise ReleaseError("contract.json is not the one that its manifest names")
-    Golden.from_bytes(verified(f"{name}/golden.npz"), contract)
+    if tuple(contract.explanation.explainers) != manifest.explainers:
+        raise ReleaseError("contract.json has other explainers than its manifest")
+    golden = verified(f"{name}/golden.npz")
     verified(f"{name}/card.md")
-    for directory, explains in ((name, False), (f"{name}.explain", True)):
+    for explainer, directory in zip(
+        (None, *manifest.explainers), release_directories(name, manifest.explainers), strict=True
+    ):
+        Golden.from_bytes(golden, contract, explainer)
         with _named(f"{directory}/{CONFIG}"):
-            check_config(verified(f"{directory}/{CONFIG}"), directory, contract, explains=explains)
+            check_config(verified(f"{directory}/{CONFIG}"), directory, contract, explainer)
         with _named(f"{directory}/{GRAPH}"):
-            check_graph(verified(f"{directory}/{GRAPH}"), contract, explains=explains)
+            check_graph(verified(f"{directory}/{GRAPH}"), contract, explainer)
     return Release(root, manifest, contract)
 
 

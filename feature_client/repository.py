@@ -14,7 +14,15 @@ import msgspec
 
 from feature_client.durable import sync
 from feature_client.errors import RapportError
-from feature_client.release import MANIFEST, RELEASE_NAME, SIGNATURE, Manifest, read_release
+from feature_client.release import (
+    DIRECTORY_NAME,
+    MANIFEST,
+    RELEASE_NAME,
+    SIGNATURE,
+    Manifest,
+    read_release,
+    release_directories,
+)
 from feature_client.routes import Route, RoutesError, locked, read_routes, routes_file
 
 LEFTOVER_AGE_S = 3_600.0
@@ -197,7 +205,8 @@ def _listed(root: Path, model: str, version: int, route: Route | None) -> Listed
 
 def _leftovers(root: Path, model: str | None) -> Iterator[Leftover]:
     """Directories without a manifest, and scratch. An empty directory above all releases only holds its number."""
-    names = {path.name.removesuffix(".explain") for path in root.iterdir() if path.is_dir()}
+    matches = (DIRECTORY_NAME.fullmatch(path.name) for path in root.iterdir() if path.is_dir())
+    names = {match[1] for match in matches if match}
     newest: dict[str, int] = {}
     for name, version in _published(root):
         newest[name] = max(version, newest.get(name, 0))
@@ -226,7 +235,8 @@ def _clear(root: Path, name: str) -> None:
         return
     model, version = release
     (root / name).mkdir(exist_ok=True)  # which takes the number, from here on alone
-    _remove(root / f"{name}.explain")
+    for directory in release_directories(name)[1:]:
+        _remove(root / directory)
     for inside in (root / name).iterdir():
         _remove(inside)
     # Nobody else removes releases while we do, so the newest one there is keeps all numbers below it taken.
@@ -242,7 +252,7 @@ def _remove(path: Path) -> None:
 
 
 def _directories(root: Path, name: str) -> list[Path]:
-    return [path for path in (root / f"{name}.explain", root / name) if path.is_dir()]
+    return [path for path in (root / directory for directory in release_directories(name)) if path.is_dir()]
 
 
 def _size(paths: Sequence[Path]) -> int:

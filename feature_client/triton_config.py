@@ -28,9 +28,9 @@ class Map(dict[str, Any]):
     """A protobuf map: in protobuf's text a list of entries, each with its key."""
 
 
-def config_pbtxt(name: str, contract: Contract, *, explains: bool) -> str:
-    """For a Triton that reads the repository itself, with a GPU or without."""
-    config = _config(name, contract, explains=explains, version=1, instances=1, gpu=None)
+def config_pbtxt(name: str, contract: Contract, explainer: str | None) -> str:
+    """For a Triton that reads the repository itself, with a GPU or without. explainer: None for the score graph."""
+    config = _config(name, contract, explainer, version=1, instances=1, gpu=None)
     return "\n".join(_lines(config, "")) + "\n"
 
 
@@ -41,12 +41,12 @@ def config_json(graph: ReleaseGraph, *, version: int = 1, instances: int = 1, gp
 
     gpu: None takes every GPU that Triton has, and the CPUs where it has none; True refuses to load without one.
     """
-    config = _config(graph.name, graph.contract, explains=graph.explains, version=version, instances=instances, gpu=gpu)
+    config = _config(graph.name, graph.contract, graph.explainer, version=version, instances=instances, gpu=gpu)
     return json.dumps(config)
 
 
 def _config(
-    name: str, contract: Contract, *, explains: bool, version: int, instances: int, gpu: bool | None
+    name: str, contract: Contract, explainer: str | None, *, version: int, instances: int, gpu: bool | None
 ) -> Message:
     """A ModelConfig of Triton's protocol.
 
@@ -56,7 +56,7 @@ def _config(
     schema = contract.schema
     widths = {"numeric": len(schema.numeric), "categorical": len(schema.categorical)}
     types = {"numeric": Symbol("TYPE_FP32"), "categorical": Symbol("TYPE_INT64")}
-    max_rows = EXPLAIN_MAX_ROWS if explains else SCORE_MAX_ROWS
+    max_rows = SCORE_MAX_ROWS if explainer is None else EXPLAIN_MAX_ROWS
     kind = {None: "KIND_AUTO", True: "KIND_GPU", False: "KIND_CPU"}[gpu]
     return {
         "name": name,
@@ -66,7 +66,7 @@ def _config(
         "input": [{"name": key, "data_type": types[key], "dims": [width or -1]} for key, width in widths.items()],
         "output": [
             {"name": key, "data_type": Symbol("TYPE_FP32"), "dims": list(shape[1:])}
-            for key, shape in contract.outputs(1, explained=explains).items()
+            for key, shape in contract.outputs(1, explainer).items()
         ],
         # Every release is a Triton model of its own, which has one version: 1 in a repository.
         "version_policy": {"specific": {"versions": [version]}},

@@ -45,7 +45,7 @@ def shapley_weights(groups: int) -> npt.NDArray[np.float64]:
 
 
 class ExplainedNetwork(nn.Module):
-    """numeric [B, N], categorical [B, K] -> scores [B, T], attributions [B, T, G], base [B, T].
+    """numeric [B, N], categorical [B, K] -> scores [B, T], attributions [B, T, G], base [B, T]; of margins, too.
 
     scores are the plain forward of the rows, so they are the score graph's own; base + attributions.sum(-1) equals
     them up to rounding. Groups are in the order of `schema.groups`.
@@ -75,15 +75,16 @@ class ExplainedNetwork(nn.Module):
         self.register_buffer("weights", torch.from_numpy(shapley_weights(len(groups)).T.astype(np.float32)))
         self.register_buffer("background", lifted)
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
         lifted = self.network.inputs.lift(numeric, categorical)  # [B, L]
         mixed = torch.where(self.taken, lifted[:, None, None, :], self.background)  # [B, C, M, L]
-        every = self.network.score(mixed.flatten(0, 2))  # [B * C * M, T]
         # The batch comes first and is the only size left open: C, M and T are constants of the release.
         count, rows = self.taken.shape[0], self.background.shape[0]
-        values = every.reshape(-1, count, rows, every.shape[1]).mean(dim=2)  # [B, C, T]
-        attributions = values.transpose(1, 2) @ self.weights  # [B, T, G]
-        return self.network.score(lifted), attributions, values[:, 0, :]
+        found: list[Tensor] = []
+        for own, every in zip(self.network.outcomes(lifted), self.network.outcomes(mixed.flatten(0, 2)), strict=True):
+            values = every.reshape(-1, count, rows, every.shape[1]).mean(dim=2)  # [B, C, T]
+            found += [own, values.transpose(1, 2) @ self.weights, values[:, 0, :]]
+        return tuple(found)
 
 
 def choose_background(rows: int, count: int, seed: int) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ def card(contract: Contract) -> str:
         "one head a task. Each score comes with its reasons."
     )
     reasons = (
-        f"Method {explanation.method}: Shapley values of {len(schema.groups)} groups of features in the score's own "
+        f"Shapley values of {len(schema.groups)} groups of features in the score's own "
         f"unit, against {explanation.background_rows} stored training rows. base + the sum of all reasons = the score."
     )
     sections = {

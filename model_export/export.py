@@ -15,7 +15,7 @@ from model_export.attribution import ExplainedNetwork
 from model_export.network import Network
 
 SCORE_OUTPUTS = ("scores",)
-EXPLAIN_OUTPUTS = ("scores", "attributions", "base")
+EXPLAIN_OUTPUTS = ("scores", "attributions", "base", "margins", "margin_attributions", "margin_base")
 
 
 def export(module: Network | ExplainedNetwork, contract: Contract, path: Path) -> None:

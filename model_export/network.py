@@ -68,17 +68,28 @@ class Network(nn.Module):
 
     def score(self, lifted: Tensor) -> Tensor:
         """The rest of forward, from lifted columns (see Inputs): [rows, lifted] -> [rows, T]."""
-        scores = []
+        return self.outcomes(lifted)[0]
+
+    def outcomes(self, lifted: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and margins of lifted columns, each [rows, T].
+
+        The margin is where a score is made by adding: the log-odds of a probability, after calibration, and the
+        logarithm of an amount.
+        """
+        scores, margins = [], []
         for task, raw in enumerate(self.raw(lifted)):
             if self.kinds[task] == "probability":
-                scores.append(torch.sigmoid(raw * self.slope[task] + self.shift[task]))
+                margin = raw * self.slope[task] + self.shift[task]
+                scores.append(torch.sigmoid(margin))
             else:
                 logit, mu, sigma = self.ziln(task, raw)
                 log_amount = mu + sigma * sigma / 2 + self.shift[task]
                 # log(sigmoid) and not sigmoid: ONNX Runtime's has an absolute error of 1e-8, too much for rare amounts.
                 log_chance = -softplus(-logit)
-                scores.append(torch.exp(log_chance + torch.minimum(log_amount, self.log_ceiling[task])))
-        return torch.cat(scores, dim=1)
+                margin = log_chance + torch.minimum(log_amount, self.log_ceiling[task])
+                scores.append(torch.exp(margin))
+            margins.append(margin)
+        return torch.cat(scores, dim=1), torch.cat(margins, dim=1)
 
     def raw(self, lifted: Tensor) -> list[Tensor]:
         """What each head says before its link function and calibration: T tensors [rows, head width]."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from feature_client.contract import Contract, Explanation
+from feature_client.contract import Contract, Errors, Explainer, Explanation, Importance
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
@@ -93,18 +93,21 @@ def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: s
     chosen = choose_background(len(dataset.train), BACKGROUND_ROWS, seed)
     background = (dataset.train.numeric[chosen], dataset.train.categorical[chosen])
     with torch.no_grad():
-        base = network(*(torch.from_numpy(array) for array in background)).mean(dim=0)
+        lifted = network.inputs.lift(*(torch.from_numpy(array) for array in background))
+        base, margin_base = (values.mean(dim=0) for values in network.outcomes(lifted))
     named = segments(predict(network, dataset.validation), dataset.validation, dataset.tasks)
     tasks = tuple(replace(task, segments=named[task.name]) for task in dataset.tasks)
+    zero = {task.name: 0.0 for task in tasks}
     contract = Contract(
         model=model,
         schema=dataset.schema,
         tasks=tasks,
         explanation=Explanation(
-            method="shapley-exact",
             background_rows=len(chosen),
             base={task.name: float(value) for task, value in zip(tasks, base, strict=True)},
-            expected_error={task.name: 0.0 for task in tasks},
+            margin_base={task.name: float(value) for task, value in zip(tasks, margin_base, strict=True)},
+            explainers=dict.fromkeys(("fast", "exact"), Explainer("shapley-exact", 4096, Errors(zero, zero, zero))),
+            importance=Importance(0, {}, {}),
         ),
         reference=reference(dataset.schema, dataset.train),
         training=dict(dataset.about),
@@ -139,7 +142,10 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
         progress.set_description("verify")
         verify(graphs, *run.rows)
         artifacts = Artifacts(
-            graphs.score_file, graphs.explain_file, golden=Path(scratch) / "golden.npz", card=Path(scratch) / "card.md"
+            graphs.score_file,
+            {"fast": graphs.explain_file, "exact": graphs.explain_file},
+            golden=Path(scratch) / "golden.npz",
+            card=Path(scratch) / "card.md",
         )
         write_golden(graphs, *run.rows, artifacts.golden)
         artifacts.card.write_text(card(run.contract), encoding="utf-8")

@@ -7,7 +7,7 @@ reader lists and whose numbers are not used again.
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +20,15 @@ from feature_client.contract import Contract
 from feature_client.durable import sync
 from feature_client.errors import RapportError
 from feature_client.release import (
+    DIRECTORY_NAME,
     MANIFEST,
     MODEL_NAME,
-    RELEASE_NAME,
     SIGNATURE,
     Manifest,
     Release,
     graph_file,
     read_release,
+    release_directories,
     release_files,
     sha256,
 )
@@ -48,7 +49,7 @@ class Artifacts:
     """What a release is made of besides its contract, as files to copy."""
 
     score_graph: Path
-    explain_graph: Path
+    explain_graphs: Mapping[str, Path]  # by explainer, those of the contract
     golden: Path
     card: Path
 
@@ -69,7 +70,7 @@ def publish(root: Path, contract: Contract, artifacts: Artifacts, key: "SigningK
                 _lay_out(Path(staging), name, contract, artifacts)
                 _write_manifest(Path(staging), name, contract, version, key)
                 release = read_release(Path(staging), contract.model, version, None if key is None else key.trusted)
-                _commit(root, Path(staging), name)
+                _commit(root, Path(staging), name, release.manifest.explainers)
         except BaseException:
             _discard(root, name)
             raise
@@ -84,8 +85,8 @@ def set_champion(root: Path, model: str, version: int) -> None:
 def _claim(root: Path, model: str) -> int:
     """A version number nobody used, not even a publisher that was killed; its directory is made here."""
     while True:
-        matches = (RELEASE_NAME.fullmatch(path.name.removesuffix(".explain")) for path in root.iterdir())
-        version = 1 + max((int(match[2]) for match in matches if match and match[1] == model), default=0)
+        matches = (DIRECTORY_NAME.fullmatch(path.name) for path in root.iterdir())
+        version = 1 + max((int(match[3]) for match in matches if match and match[2] == model), default=0)
         try:
             (root / f"{model}.{version}").mkdir()
         except FileExistsError:  # another publisher was faster
@@ -94,33 +95,40 @@ def _claim(root: Path, model: str) -> int:
 
 
 def _lay_out(staging: Path, name: str, contract: Contract, artifacts: Artifacts) -> None:
-    score, explain = staging / name, staging / f"{name}.explain"
-    for directory, graph in ((score, artifacts.score_graph), (explain, artifacts.explain_graph)):
-        graph_file(directory).parent.mkdir(parents=True)
-        shutil.copyfile(graph, graph_file(directory))
-        config = config_pbtxt(directory.name, contract, explains=directory == explain)
-        (directory / "config.pbtxt").write_text(config)
+    explainers = tuple(contract.explanation.explainers)
+    graphs = (artifacts.score_graph, *(artifacts.explain_graphs[explainer] for explainer in explainers))
+    for explainer, graph, directory in zip(
+        (None, *explainers), graphs, release_directories(name, explainers), strict=True
+    ):
+        target = graph_file(staging / directory)
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(graph, target)
+        (staging / directory / "config.pbtxt").write_text(config_pbtxt(directory, contract, explainer))
+    score = staging / name
     (score / "contract.json").write_bytes(contract.to_json())
     shutil.copyfile(artifacts.golden, score / "golden.npz")
     shutil.copyfile(artifacts.card, score / "card.md")
 
 
 def _write_manifest(staging: Path, name: str, contract: Contract, version: int, key: "SigningKey | None") -> None:
-    digests = {file: sha256(staging / file) for file in release_files(name)}
-    manifest = Manifest(contract.model, version, contract.digest, to_iso(time.time()), digests)
+    explainers = tuple(contract.explanation.explainers)
+    digests = {file: sha256(staging / file) for file in release_files(name, explainers)}
+    manifest = Manifest(contract.model, version, contract.digest, to_iso(time.time()), explainers, digests)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (staging / name / MANIFEST).write_bytes(content)
     if key is not None:
         (staging / name / SIGNATURE).write_bytes(key.sign(content))
 
 
-def _commit(root: Path, staging: Path, name: str) -> None:
+def _commit(root: Path, staging: Path, name: str, explainers: Sequence[str]) -> None:
     # Files, then the directories that name them: a release that is listed is whole even after a power cut.
-    for directory in (f"{name}.explain", name):
+    directories = release_directories(name, explainers)
+    for directory in reversed(directories):
         for path in sorted((staging / directory).rglob("*"), reverse=True):
             sync(path)
         sync(staging / directory)
-    (staging / f"{name}.explain").rename(root / f"{name}.explain")
+    for directory in directories[1:]:
+        (staging / directory).rename(root / directory)
     sync(root)
     # Over the empty directory that claimed the number; the manifest comes with it, so this is the commit.
     (staging / name).rename(root / name)
@@ -129,8 +137,8 @@ def _commit(root: Path, staging: Path, name: str) -> None:
 
 def _discard(root: Path, name: str) -> None:
     if not (root / name / "manifest.json").exists():
-        for directory in (root / name, root / f"{name}.explain"):
-            shutil.rmtree(directory, ignore_errors=True)
+        for directory in release_directories(name):
+            shutil.rmtree(root / directory, ignore_errors=True)
 
 
 @contextmanager

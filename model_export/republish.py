@@ -38,19 +38,26 @@ def take_over(directory: Path, target: Path, key: "SigningKey | None" = None) ->
     if match is None:
         raise PublishError(f"{directory} is not the directory of a release, as in models/engagement.3")
     release = read_release(directory.parent, match[1], int(match[2]))
-    score, explain = (graph_file(graph) for graph in (release.directory, release.explain_directory))
-    return publish(target, release.contract, Artifacts(score, explain, release.golden, release.card), key)
+    return publish(target, release.contract, artifacts_of(release), key)
+
+
+def artifacts_of(release: Release) -> Artifacts:
+    """Its files, where they lie."""
+    graphs = {explainer: graph_file(release.root / name) for explainer, name in release.explain_names.items()}
+    return Artifacts(graph_file(release.directory), graphs, release.golden, release.card)
 
 
 def _under_name(release: Release, target: Path, name: str) -> Release:
     contract = replace(release.contract, model=name)
     with tempfile.TemporaryDirectory() as scratch:
-        score, explain = Path(scratch) / "score.onnx", Path(scratch) / "explain.onnx"
-        for directory, path in ((release.directory, score), (release.explain_directory, explain)):
-            graph = onnx.load(graph_file(directory))
+        renamed = {name: Path(scratch) / f"{name}.onnx" for name in release.graph_names}
+        for graph_name, path in renamed.items():
+            graph = onnx.load(graph_file(release.root / graph_name))
             # The contract names the model, so its digest is another one.
             onnx.helper.set_model_props(graph, {CONTRACT_KEY: contract.digest})
             path.write_bytes(graph.SerializeToString())
-        published = publish(target, contract, Artifacts(score, explain, release.golden, release.card))
+        graphs = {explainer: renamed[graph_name] for explainer, graph_name in release.explain_names.items()}
+        artifacts = Artifacts(renamed[release.name], graphs, release.golden, release.card)
+        published = publish(target, contract, artifacts)
     set_champion(target, name, published.manifest.version)
     return published

@@ -10,6 +10,7 @@ import torch
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.errors import RapportError
+from feature_client.golden import golden_name
 from feature_client.triton_config import EXPLAIN_MAX_ROWS
 from model_export.attribution import ExplainedNetwork
 from model_export.export import EXPLAIN_OUTPUTS, SCORE_OUTPUTS
@@ -17,6 +18,7 @@ from model_export.network import Network
 
 BATCHES = (1, 2, 7, 32, 64, 256)
 GOLDEN_ROWS = 16
+EXPLAINERS_RELEASED = ("fast", "exact")
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -95,15 +97,11 @@ def write_golden(graphs: Graphs, numeric: Floats, categorical: Ints, path: Path)
     nothing = np.full((1, numeric.shape[1]), np.nan, dtype=np.float32)
     inputs = np.concatenate([numeric[:rows], nothing])
     categories = np.concatenate([categorical[:rows], np.zeros((1, categorical.shape[1]), dtype=np.int64)])
-    answers = Session(graphs.explain_file, EXPLAIN_OUTPUTS).run(inputs, categories)
-    np.savez(
-        path,
-        numeric=inputs,
-        categorical=categories,
-        scores=answers["scores"],
-        attributions=answers["attributions"],
-        base=answers["base"],
-    )
+    answers = Session(graphs.score_file, SCORE_OUTPUTS).run(inputs, categories)
+    explained = Session(graphs.explain_file, EXPLAIN_OUTPUTS).run(inputs, categories)
+    for explainer in EXPLAINERS_RELEASED:
+        answers |= {golden_name(explainer, output): values for output, values in explained.items()}
+    np.savez(path, numeric=inputs, categorical=categories, **answers)  # type: ignore[arg-type]
 
 
 def _verify_explanation(

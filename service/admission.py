@@ -26,8 +26,8 @@ class Admission:
         metrics.inflight(self.rows)
 
     def enter(self, lane: str, rows: int) -> None:
-        """Whoever has entered leaves, whatever happens. Raises Overloaded."""
-        if self.rows[lane] + rows > self.limits[lane]:
+        """Whoever has entered leaves, whatever happens. A lane with nobody in it takes anybody. Raises Overloaded."""
+        if self.rows[lane] and self.rows[lane] + rows > self.limits[lane]:
             self.metrics.shed(lane, "inflight_rows")
             raise Overloaded
         self.rows[lane] += rows

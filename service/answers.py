@@ -144,8 +144,8 @@ def _explanation(
         score=score,
         base=base,
         unit=task.unit,
-        method=contract.explanation.method,
-        expected_error=contract.explanation.expected_error[task.name],
+        method=contract.explanation.explainers["fast"].method,
+        expected_error=contract.explanation.explainers["fast"].error.scores[task.name],
         gap=abs(base + sum(contributions) - score),
         reasons=reasons,
     )

@@ -1,7 +1,8 @@
 """The Open Inference Protocol (KServe's v2) at /v2, with Triton's binary tensors: for clients that speak it already.
 
 A model is asked with its tensors, or with the ids of customers in their place: then the gateway reads the features, as
-/v1 does, and says with the scores what it found. `engagement.explain` is the model that gives attributions as well.
+/v1 does, and says with the scores what it found. `engagement.explain` is the model that gives attributions as well;
+other explainers of a release are `engagement.explain_exact` and the like.
 """
 
 import asyncio
@@ -18,22 +19,22 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from feature_client.contract import Contract
-from feature_client.golden import Tensors
+from feature_client.release import EXPLAIN_SUFFIX
 from service import bodies
 from service.admission import deadline_of
 from service.endpoints import Endpoints, json_response
-from service.errors import DeadlineExceeded, InvalidRequest
+from service.errors import DeadlineExceeded, InvalidRequest, UnknownModel
 from service.exchange import Exchange, problem_response
 from service.oip_body import Input, Output, read_question, write_answer
 from service.oip_protocol import InferRequest, InferResponse, ModelMetadata, ServerMetadata, TensorMetadata
 from service.oip_tensors import TensorScorer, max_rows, tensor_rows
 from service.openapi import KEY, answers_of, reference
-from service.predictor import Predictor
-from service.protocol import ExplainRequest, Prediction, PredictRequest, PredictResponse
+from service.predictor import Answered, Predictor
+from service.protocol import Prediction, PredictRequest
 from service.releases import Loaded, Served
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration"]
-EXPLAIN = ".explain"
+EXPLAINER_OF = {suffix: explainer for explainer, suffix in EXPLAIN_SUFFIX.items()}
 HEADER = b"inference-header-content-length"
 BINARY = "application/octet-stream"
 MEDIA_TYPES = (b"", bodies.JSON, BINARY.encode())
@@ -49,16 +50,23 @@ BY_ID = ("status", "applicable", "version")
 
 @dataclass(frozen=True)
 class Graph:
-    """What a path names. name: as it was written. explains: the graph that gives attributions."""
+    """What a path names. name: as it was written. explainer: whose graph; None: the score graph."""
 
     name: str
-    explains: bool
+    explainer: str | None
     served: Served
     loaded: Loaded
 
     @property
     def contract(self) -> Contract:
         return self.loaded.release.contract
+
+    @property
+    def max_rows(self) -> int:
+        return max_rows(self.explainer)
+
+    def outputs(self, rows: int) -> Mapping[str, tuple[int, ...]]:
+        return self.contract.outputs(rows, self.explainer)
 
     @property
     def keys(self) -> list[str]:
@@ -102,11 +110,9 @@ class OpenInference:
             "categorical": {feature.name: ["", "", *feature.vocabulary] for feature in schema.categorical},
             "tasks": list(graph.contract.task_names),
             "groups": list(schema.groups),
+            "features": [feature.name for feature in schema.features],
         }
-        outputs = [
-            TensorMetadata(name, "FP32", [-1, *shape])
-            for name, (_, *shape) in graph.contract.outputs(1, explained=graph.explains).items()
-        ]
+        outputs = [TensorMetadata(name, "FP32", [-1, *shape]) for name, (_, *shape) in graph.outputs(1).items()]
         by_id = {
             "inputs": [TensorMetadata(key, "BYTES", [-1]) for key in graph.keys],
             "outputs": [
@@ -116,7 +122,7 @@ class OpenInference:
             ],
         }
         versions = sorted(graph.served.versions, key=int)
-        parameters = {"columns": columns, "instead_of_tensors": by_id, "max_rows": max_rows(explains=graph.explains)}
+        parameters = {"columns": columns, "instead_of_tensors": by_id, "max_rows": graph.max_rows}
         return json_response(ModelMetadata(graph.name, versions, "onnxruntime_onnx", inputs, outputs, parameters))
 
     async def model_ready(self, request: Request) -> Response:
@@ -128,13 +134,13 @@ class OpenInference:
         """What Triton's clients ask of a model's configuration: batching, inputs and outputs."""
         graph = self._graph(request, "/config")
         schema = graph.contract.schema
-        outputs = graph.contract.outputs(1, explained=graph.explains)
+        outputs = graph.outputs(1)
         return json_response(
             {
                 "name": graph.name,
                 "platform": "onnxruntime_onnx",
                 "backend": "onnxruntime",
-                "max_batch_size": max_rows(explains=graph.explains),
+                "max_batch_size": graph.max_rows,
                 "input": [
                     {"name": "numeric", "data_type": "TYPE_FP32", "dims": [len(schema.numeric)]},
                     {"name": "categorical", "data_type": "TYPE_INT64", "dims": [len(schema.categorical)]},
@@ -151,10 +157,10 @@ class OpenInference:
         self.endpoints.enter(request, "/v2/repository/index", "predict")
         return json_response(
             [
-                {"name": model + kind, "version": number, "state": "READY", "reason": ""}
+                {"name": name, "version": number, "state": "READY", "reason": ""}
                 for model, served in self.endpoints.releases.served.items()
-                for kind in ("", EXPLAIN)
-                for number in sorted(served.versions, key=int)
+                for name, numbers in _graphs(model, served).items()
+                for number in numbers
             ]
         )
 
@@ -176,7 +182,7 @@ class OpenInference:
         )
         arrived = time.monotonic()
         question = read_question(body, headers.get(HEADER))
-        default_ms = settings.explain_deadline_ms if graph.explains else settings.deadline_ms
+        default_ms = settings.deadline_ms if graph.explainer is None else settings.explain_deadline_ms
         deadline = deadline_of(headers.get(b"x-deadline-ms"), default_ms, settings.max_deadline_ms, exchange.started)
         if question.timeout_s is not None:
             deadline = min(deadline, exchange.started + question.timeout_s)
@@ -185,21 +191,22 @@ class OpenInference:
         if question.model not in (None, graph.name) or question.version not in (None, asked):
             raise InvalidRequest("model_name or model_version: not those of the path")
         answer = InferResponse(graph.name, [], id=question.id)
-        given = tuple(graph.contract.outputs(1, explained=graph.explains))
+        given = tuple(graph.outputs(1))
         if _asks_by_id(graph, question.inputs):
             wanted = question.wanted((*given, *BY_ID))
-            entities = entities_of(question.inputs, graph.keys, max_rows(explains=graph.explains))
+            entities = entities_of(question.inputs, graph.keys, graph.max_rows)
             _note_decoded(exchange, arrived)
-            response = await self._by_id(graph, entities, asked, exchange)
-            outputs = _of_predictions(graph, response.predictions)
+            request_of_ids = PredictRequest(entities=entities, model=graph.contract.model, version=asked)
+            response, answered = await self.predictor.outputs(request_of_ids, graph.explainer, exchange)
+            outputs = _of_customers(graph, response.predictions, answered)
             versions = {prediction.version for prediction in response.predictions}
             answer.model_version = versions.pop() if len(versions) == 1 else None
             answer.parameters = {"as_of": response.as_of}
         else:
             wanted = question.wanted(given)
-            rows = tensor_rows(graph.contract.schema, question.inputs, explains=graph.explains)
+            rows = tensor_rows(graph.contract.schema, question.inputs, graph.max_rows)
             _note_decoded(exchange, arrived)
-            found = await self.tensors.score(graph.loaded, rows, exchange, explains=graph.explains)
+            found = await self.tensors.score(graph.loaded, rows, exchange, graph.explainer)
             outputs = [Output(name, "FP32", values) for name, values in found.items()]
             answer.model_version = graph.loaded.release.version
         content, head = write_answer(answer, outputs, wanted)
@@ -208,24 +215,21 @@ class OpenInference:
             return Response(content, media_type="application/json")
         return Response(content, media_type=BINARY, headers={HEADER.decode(): str(head)})
 
-    async def _by_id(
-        self, graph: Graph, entities: list[dict[str, str]], asked: str | None, exchange: Exchange
-    ) -> PredictResponse:
-        model = graph.contract.model
-        if graph.explains:
-            return await self.predictor.explain(ExplainRequest(entities=entities, model=model, version=asked), exchange)
-        return await self.predictor.predict(PredictRequest(entities=entities, model=model, version=asked), exchange)
-
     def _graph(self, request: Request, below: str) -> Graph:
         """Lets the request in, and finds what its path names. Raises the errors of both."""
         name = request.path_params["model"]
         asked = request.path_params.get("version")
-        model, explains = name.removesuffix(EXPLAIN), name.endswith(EXPLAIN)
-        self.endpoints.enter(request, (VERSION if asked else MODEL) + below, "explain" if explains else "predict")
-        served = self.endpoints.releases.find(model)
+        model, _, suffix = name.partition(".")
+        explainer = EXPLAINER_OF.get(suffix)
+        self.endpoints.enter(
+            request, (VERSION if asked else MODEL) + below, "predict" if explainer is None else "explain"
+        )
+        served = self.endpoints.releases.find(model if explainer else name)
         # Without customers there is nobody to be in a canary.
         loaded = served.champion if asked is None else served.arms((), asked)[0].loaded
-        return Graph(name, explains, served, loaded)
+        if explainer not in (None, *loaded.release.manifest.explainers):
+            raise UnknownModel("the release has no such explainer")
+        return Graph(name, explainer, served, loaded)
 
 
 def _asks_by_id(graph: Graph, inputs: Mapping[str, Input]) -> bool:
@@ -250,24 +254,26 @@ def entities_of(inputs: Mapping[str, Input], keys: Sequence[str], most: int) -> 
     return [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _of_predictions(graph: Graph, predictions: Sequence[Prediction]) -> list[Output]:
-    """scores, and what else the graph gives, are NaN where a task is not defined for a customer.
+def _of_customers(graph: Graph, predictions: Sequence[Prediction], answered: Sequence[Answered]) -> list[Output]:
+    """All that the graph gives is NaN where a task is not defined for a customer.
 
-    Raises InvalidRequest where a customer is unknown, and the route gives no score then.
+    Raises InvalidRequest where a customer is unknown and the route gives no score then, and where two releases answer
+    that are not alike.
     """
-    tasks, groups = list(graph.contract.task_names), list(graph.contract.schema.groups)
-    outputs = {
-        name: np.full(shape, np.nan, np.float32)
-        for name, shape in graph.contract.outputs(len(predictions), explained=graph.explains).items()
-    }
     for row, prediction in enumerate(predictions):
         if prediction.scores is None:
             raise InvalidRequest(f"{graph.keys[0]}[{row}]: nothing is known of it, and this model does not score such")
-        if list(prediction.scores) != tasks:
-            raise InvalidRequest("versions that answer these customers have other tasks; ask for one version")
-        outputs["scores"][row] = [np.nan if score is None else score for score in prediction.scores.values()]
-        if graph.explains:
-            _explain(outputs, row, prediction, tasks, groups)
+    outputs = {name: np.full(shape, np.nan, np.float32) for name, shape in graph.outputs(len(predictions)).items()}
+    for (loaded, positions), _, parts in answered:
+        if not _alike(loaded.release.contract, graph):
+            raise InvalidRequest("versions that answer these customers differ in tasks or groups; ask for one version")
+        rows = iter(range(len(predictions)) if positions is None else positions)
+        for part in parts:
+            eligible = loaded.release.contract.eligible(part.encoded)
+            for found in range(part.first, part.first + len(part.predictions)):
+                row = next(rows)
+                for name, values in outputs.items():
+                    values[row, eligible[found]] = part.outputs[name][found, eligible[found]]
     return [
         *(Output(name, "FP32", values) for name, values in outputs.items()),
         Output("status", "BYTES", [prediction.status for prediction in predictions]),
@@ -276,15 +282,33 @@ def _of_predictions(graph: Graph, predictions: Sequence[Prediction]) -> list[Out
     ]
 
 
-def _explain(outputs: Tensors, row: int, prediction: Prediction, tasks: Sequence[str], groups: Sequence[str]) -> None:
-    explanations = prediction.explanations or {}
-    for column, task in enumerate(tasks):
-        if (explanation := explanations.get(task)) is not None:
-            contributions = {reason.group: reason.contribution for reason in explanation.reasons}
-            if contributions.keys() != set(groups):
-                raise InvalidRequest("versions that answer these customers have other groups; ask for one version")
-            outputs["base"][row, column] = explanation.base
-            outputs["attributions"][row, column] = [contributions[group] for group in groups]
+def _parts(contract: Contract, explainer: str) -> list[str]:
+    """What its attributions are of."""
+    if contract.explanation.explainers[explainer].by_feature:
+        return [feature.name for feature in contract.schema.features]
+    return list(contract.schema.groups)
+
+
+def _alike(contract: Contract, graph: Graph) -> bool:
+    """Whether outputs of `graph` under another contract mean the same, column by column."""
+    if contract is graph.contract:
+        return True
+    if contract.task_names != graph.contract.task_names:
+        return False
+    return graph.explainer is None or (
+        graph.explainer in contract.explanation.explainers
+        and _parts(contract, graph.explainer) == _parts(graph.contract, graph.explainer)
+    )
+
+
+def _graphs(model: str, served: Served) -> dict[str, list[str]]:
+    """Name under /v2 of every graph of a model -> the versions that have it."""
+    found: dict[str, list[str]] = {}
+    for number in sorted(served.versions, key=int):
+        found.setdefault(model, []).append(number)
+        for explainer in served.versions[number].release.manifest.explainers:
+            found.setdefault(f"{model}.{EXPLAIN_SUFFIX[explainer]}", []).append(number)
+    return found
 
 
 def add_routes(app: FastAPI, service: OpenInference) -> None:

@@ -13,6 +13,7 @@ from service.asker import Asker
 from service.backends import Backend, check_outputs
 from service.coalescer import Run
 from service.errors import DeadlineExceeded, InvalidRequest
+from service.explainers import weight_of
 from service.metrics import Metrics
 from service.oip_body import Input
 from service.protocol import MAX_ENTITIES, MAX_EXPLAINED
@@ -40,17 +41,17 @@ class Inferred(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def max_rows(*, explains: bool) -> int:
-    return MAX_EXPLAINED if explains else MAX_ENTITIES
+def max_rows(explainer: str | None) -> int:
+    return MAX_ENTITIES if explainer is None else MAX_EXPLAINED
 
 
-def tensor_rows(schema: FeatureSchema, inputs: Mapping[str, Input], *, explains: bool) -> TensorRows:
+def tensor_rows(schema: FeatureSchema, inputs: Mapping[str, Input], most: int) -> TensorRows:
     """What the graph may be asked: NaN is a missing number, categories are indices of their vocabularies.
 
     Raises InvalidRequest, InvalidJson.
     """
-    numeric = inputs["numeric"].floats(len(schema.numeric), max_rows(explains=explains))
-    categorical = inputs["categorical"].integers(len(schema.categorical), max_rows(explains=explains))
+    numeric = inputs["numeric"].floats(len(schema.numeric), most)
+    categorical = inputs["categorical"].integers(len(schema.categorical), most)
     if len(numeric) != len(categorical):
         raise InvalidRequest("numeric and categorical have not as many rows")
     # ONNX takes a negative index as one from the end: a wrong score that nobody would see.
@@ -73,17 +74,19 @@ class TensorScorer:
         self.metrics = metrics
         self.queues = Queues(releases, limits, self._inferring)
 
-    async def score(self, loaded: Loaded, rows: TensorRows, asker: Asker, *, explains: bool) -> Tensors:
+    async def score(self, loaded: Loaded, rows: TensorRows, asker: Asker, explainer: str | None) -> Tensors:
         """The outputs of the graph for these rows. Raises the errors of service/errors.py."""
-        lane = "explain" if explains else "predict"
-        asker.model, asker.rows = loaded.release.contract.model, len(rows)
-        self.admission.enter(lane, len(rows))
+        contract = loaded.release.contract
+        lane = "predict" if explainer is None else "explain"
+        weight = len(rows) * (1 if explainer is None else weight_of(contract, explainer))
+        asker.model, asker.rows = contract.model, len(rows)
+        self.admission.enter(lane, weight)
         try:
             admitted = time.monotonic()
             asker.stages["admit"] = admitted - asker.since
-            parts = await self.queues.of(loaded, explains=explains).submit(rows, asker)
+            parts = await self.queues.of(loaded, explainer).submit(rows, asker)
         finally:
-            self.admission.leave(lane, len(rows))
+            self.admission.leave(lane, weight)
         asker.since = time.monotonic()
         asker.stages["infer"] = sum(part.seconds for part in parts)
         # The slices of a large request overlap: together they may take longer than it waited.
@@ -95,20 +98,21 @@ class TensorScorer:
     def close(self) -> None:
         self.queues.close()
 
-    def _inferring(self, loaded: Loaded, name: str) -> Run[TensorRows, Inferred]:
+    def _inferring(self, loaded: Loaded, explainer: str | None) -> Run[TensorRows, Inferred]:
         async def infer(
             batch: Sequence[TensorRows], seconds: float, has_read: Callable[[], None]
         ) -> list[Inferred | Exception]:
             has_read()
-            return await self._infer(loaded, name, batch, seconds)
+            return await self._infer(loaded, explainer, batch, seconds)
 
         return infer
 
     async def _infer(
-        self, loaded: Loaded, name: str, batch: Sequence[TensorRows], seconds: float
+        self, loaded: Loaded, explainer: str | None, batch: Sequence[TensorRows], seconds: float
     ) -> list[Inferred | Exception]:
         started = time.monotonic()
         contract, rows = loaded.release.contract, sum(map(len, batch))
+        name = loaded.release.graph_name(explainer)
         self.metrics.batch("infer", rows)
         tensors = batch[0].tensors
         if len(batch) > 1:
@@ -117,7 +121,7 @@ class TensorScorer:
             outputs = await self.backend.infer(name, tensors, max(seconds, 0.0))
         except TimeoutError as exc:
             raise DeadlineExceeded from exc
-        expected = contract.outputs(rows, explained=name == loaded.release.explain_name)
+        expected = contract.outputs(rows, explainer)
         check_outputs(name, outputs, expected)
         scores = outputs["scores"]
         # Their scores are not among those that tell how customers score.

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from feature_client.clock import Clock
 from feature_client.online.reader import EntityError, FeatureReader
@@ -13,6 +14,7 @@ from service.asker import Asker
 from service.backends import Backend
 from service.coalescer import Coalescer, Run
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from service.explainers import Choice, Wish, choose, weight_of
 from service.metrics import Metrics
 from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
 from service.queues import Limits, Queues
@@ -21,8 +23,28 @@ from service.scoring import Scored, Scorer, Work
 from service.shadow import Shadows
 
 Done = Callable[[PredictResponse | Exception], None]
-Answered = tuple[Arm, Sequence[Scored]]
-"""An arm of a request, and what its batches found for it."""
+
+
+class Answered(NamedTuple):
+    """What the batches found for an arm of a request. choice: None where it was not explained."""
+
+    arm: Arm
+    choice: Choice | None
+    parts: Sequence[Scored]
+
+
+class Place(NamedTuple):
+    """Where an arm's part of a request waits. weight: what it counts in its lane."""
+
+    arm: Arm
+    choice: Choice | None
+    queue: Coalescer[Work, Scored]
+    work: Work
+    weight: int
+
+
+Wanted = Wish | str | None
+"""How a request is to be explained, or by which explainer; None: scores alone."""
 
 
 class Predictor:
@@ -48,35 +70,46 @@ class Predictor:
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, arms = self._arms(request, asker)
         if request.explain is None:
-            return _response(await self._score(served, arms, "predict", request, asker), asker)
+            return _response(await self._scored(request, None, asker), asker)
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
+        wish = Wish()
         try:
-            answered = await self._score(served, arms, "explain", request, asker)
+            answered = await self._scored(request, wish, asker)
         except Overloaded:
             # Reasons are shed first: the scores still come.
-            response = _response(await self._score(served, arms, "predict", request, asker), asker)
+            response = _response(await self._scored(request, None, asker), asker)
             for prediction in response.predictions:
                 prediction.explanations = None
             return response
-        for (loaded, _), parts in answered:
-            _explain(loaded, parts, loaded.release.contract.task_names, request.explain)
+        for one in answered:
+            _explain(one, wish, request.explain)
         return _response(answered, asker)
 
     async def explain(self, request: ExplainRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        served, arms = self._arms(request, asker)
-        for loaded, _ in arms:
-            known = loaded.release.contract.task_names
-            for position, task in enumerate(request.tasks or ()):
-                if task not in known:
-                    raise InvalidRequest(f"tasks[{position}]: not a task of this model")
-        answered = await self._score(served, arms, "explain", request, asker)
-        for (loaded, _), parts in answered:
-            _explain(loaded, parts, request.tasks or loaded.release.contract.task_names, request.top)
+        wish = Wish(
+            request.tasks,
+            by_feature=request.detail == "features",
+            margins=request.space == "margin",
+            tolerance=request.tolerance,
+            budget_s=None if request.budget_ms is None else request.budget_ms / 1_000,
+        )
+        answered = await self._scored(request, wish, asker)
+        for one in answered:
+            _explain(one, wish, request.top)
         return _response(answered, asker)
+
+    async def outputs(
+        self, request: PredictRequest, explainer: str | None, asker: Asker
+    ) -> tuple[PredictResponse, list[Answered]]:
+        """`predict`, with the tensors it is made of, from the graph of an explainer or the score graph (None).
+
+        Raises the errors of service/errors.py.
+        """
+        answered = await self._scored(request, explainer, asker)
+        return _response(answered, asker), answered
 
     def close(self) -> None:
         self.queues.close()
@@ -89,7 +122,8 @@ class Predictor:
         served, arms = self._arms(request, asker)
         if len(arms) > 1:
             raise SeveralArms
-        [(queue, work)] = self._admit(served, arms, "predict", request, asker)
+        [place] = self._admit(served, arms, None, request, asker)
+        queue, work = place.queue, place.work
 
         def finish(answer: "asyncio.Future[Sequence[Scored]]") -> None:
             self.admission.leave("predict", len(work))
@@ -99,7 +133,7 @@ class Predictor:
                 done(exc)
             else:
                 _note(parts, asker)
-                done(_response([(arms[0], parts)], asker))
+                done(_response([Answered(place.arm, None, parts)], asker))
 
         try:
             queue.enter(work, asker).answer.add_done_callback(finish)
@@ -114,50 +148,52 @@ class Predictor:
         asker.rows = len(request.entities)
         return served, arms
 
-    async def _score(
-        self,
-        served: Served,
-        arms: Sequence[Arm],
-        lane: str,
-        request: PredictRequest | ExplainRequest,
-        asker: Asker,
-    ) -> list[Answered]:
-        places = self._admit(served, arms, lane, request, asker)
+    async def _scored(self, request: PredictRequest | ExplainRequest, wanted: Wanted, asker: Asker) -> list[Answered]:
+        served, arms = self._arms(request, asker)
+        lane = "predict" if wanted is None else "explain"
+        places = self._admit(served, arms, wanted, request, asker)
         try:
             if len(places) == 1:
-                [(queue, work)] = places
-                parts = [await queue.submit(work, asker)]
+                parts = [await places[0].queue.submit(places[0].work, asker)]
             else:
-                parts = await _all([queue.submit(work, asker) for queue, work in places])
+                parts = await _all([place.queue.submit(place.work, asker) for place in places])
         finally:
-            self.admission.leave(lane, asker.rows)
+            self.admission.leave(lane, sum(place.weight for place in places))
         _note([part for of_arm in parts for part in of_arm], asker)
-        return list(zip(arms, parts, strict=True))
+        return [Answered(place.arm, place.choice, found) for place, found in zip(places, parts, strict=True)]
 
     def _admit(
         self,
         served: Served,
         arms: Sequence[Arm],
-        lane: str,
+        wanted: Wanted,
         request: PredictRequest | ExplainRequest,
         asker: Asker,
-    ) -> list[tuple[Coalescer[Work, Scored], Work]]:
+    ) -> list[Place]:
         """A queue and the work in it for each arm. Whoever is admitted leaves, whatever happens.
 
-        Raises EntityError, OverrideError, Overloaded.
+        Raises EntityError, OverrideError, InvalidRequest, Overloaded.
         """
         # Before anything is batched: one request's mistake must not become its neighbours' error.
         overrides = _overrides(request)
         rejects_unknown = served.route.unknown == "reject"
-        work = [(loaded, _work(loaded, rows, request, overrides, rejects_unknown)) for loaded, rows in arms]
-        self.admission.enter(lane, asker.rows)
+        places = []
+        for arm in arms:
+            work = _work(arm, request, overrides, rejects_unknown)
+            choice = _choice(arm.loaded, wanted, len(work))
+            weight = len(work)
+            if choice is not None:
+                weight *= weight_of(arm.loaded.release.contract, choice.explainer) * (2 if work.compares else 1)
+            queue = self.queues.of(arm.loaded, choice and choice.explainer)
+            places.append(Place(arm, choice, queue, work, weight))
+        self.admission.enter("predict" if wanted is None else "explain", sum(place.weight for place in places))
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
-        return [(self.queues.of(loaded, explains=lane == "explain"), part) for loaded, part in work]
+        return places
 
-    def _scoring(self, loaded: Loaded, name: str) -> Run[Work, Scored]:
-        return Scorer(loaded, name, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
+    def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:
+        return Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
 
 
 async def _all(answers: Iterable[Awaitable[Sequence[Scored]]]) -> list[Sequence[Scored]]:
@@ -172,16 +208,28 @@ class SeveralArms(Exception):
     """A request whose entities several releases answer."""
 
 
+def _choice(loaded: Loaded, wanted: Wanted, rows: int) -> Choice | None:
+    """Raises InvalidRequest."""
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        return Choice(wanted, None)
+    contract = loaded.release.contract
+    for position, task in enumerate(wanted.tasks or ()):
+        if task not in contract.task_names:
+            raise InvalidRequest(f"tasks[{position}]: not a task of this model")
+    return choose(contract, wanted, lambda explainer: loaded.paces[explainer].expected_s(rows))
+
+
 def _work(
-    loaded: Loaded,
-    rows: Sequence[int] | None,
+    arm: Arm,
     request: PredictRequest | ExplainRequest,
     overrides: Sequence[Mapping[str, Override]] | None,
     rejects_unknown: bool,  # noqa: FBT001  (a policy, handed on)
 ) -> Work:
-    """What `loaded` answers of a request: these rows of it, or all. Raises EntityError and OverrideError, of the
-    request's row."""
+    """What an arm answers of a request. Raises EntityError and OverrideError, of the request's row."""
     entities: Sequence[dict[str, str]] = request.entities
+    loaded, rows = arm
     if rows is not None:
         entities = [entities[row] for row in rows]
         overrides = None if overrides is None else [overrides[row] for row in rows]
@@ -193,7 +241,8 @@ def _work(
         if rows is not None:
             exc.row = rows[exc.row]
         raise
-    return Work(entities, keys, overrides, rejects_unknown, is_routed=request.version is None)
+    compares = overrides is not None and isinstance(request, ExplainRequest)
+    return Work(entities, keys, overrides, rejects_unknown, request.version is None, compares)
 
 
 def _note(parts: Sequence[Scored], asker: Asker) -> None:
@@ -209,26 +258,29 @@ def _note(parts: Sequence[Scored], asker: Asker) -> None:
     stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)
 
 
-def _explain(loaded: Loaded, parts: Sequence[Scored], tasks: Sequence[str], top: int | None) -> None:
+def _explain(answered: Answered, wish: Wish, top: int | None) -> None:
+    """Adds its reasons to every prediction of an arm."""
+    (loaded, _), _, parts = answered
+    contract = loaded.release.contract
+    tasks = wish.tasks or contract.task_names
     for part in parts:
         for row, prediction in enumerate(part.predictions, start=part.first):
-            withheld = prediction.scores is None
             prediction.explanations = (
                 None
-                if withheld
-                else explanations_of(loaded.release.contract, part.encoded, part.outputs, row, tasks, top)
+                if prediction.scores is None
+                else explanations_of(contract, part.encoded, part.outputs, row, tasks, top)
             )
 
 
 def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:
     """as_of: of the first slice; those of a large request are milliseconds apart."""
-    (loaded, rows), parts = answered[0]
+    (loaded, rows), _, parts = answered[0]
     predictions = parts[0].predictions
     if len(parts) > 1:
         predictions = [prediction for part in parts for prediction in part.predictions]
     if rows is not None:
         placed: dict[int, Prediction] = {}
-        for arm, parts_of_arm in answered:
+        for arm, _, parts_of_arm in answered:
             found = (prediction for part in parts_of_arm for prediction in part.predictions)
             placed |= zip(arm.rows or (), found, strict=True)
         predictions = [placed[row] for row in range(len(placed))]

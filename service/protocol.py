@@ -1,6 +1,6 @@
 """The HTTP bodies of API v1; those of /v2 are in oip_protocol.py. Changing them changes the public API."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -48,6 +48,31 @@ class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
     top: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="The k largest contributions; the rest is summed up in one reason `other`."),
+    ] = None
+
+    detail: Annotated[
+        Literal["groups", "features"],
+        Meta(description="Contributions of groups of features, or of each feature within its group as well."),
+    ] = "groups"
+    space: Annotated[
+        Literal["score", "margin"],
+        Meta(
+            description="In the score's own unit (probability, currency), or in margins: log-odds of probabilities, "
+            "logarithms of amounts."
+        ),
+    ] = "score"
+    tolerance: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(
+            description="The largest expected relative error of contributions: the cheapest explainer that keeps it "
+            "answers."
+        ),
+    ] = None
+    budget_ms: Annotated[
+        Annotated[float, Meta(gt=0, le=60_000)] | None,
+        Meta(
+            description="The longest the explainer may be expected to run; alone, the most precise within it answers."
+        ),
     ] = None
 
 

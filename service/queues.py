@@ -22,25 +22,27 @@ class Limits:
 
 
 class Queues(Generic[Item, Result]):
-    """run: what answers the batches of a graph, given its release and its name."""
+    """run: what answers the batches of a graph, given its release and its explainer (None: the score graph)."""
 
-    def __init__(self, releases: Releases, limits: Limits, run: Callable[[Loaded, str], Run[Item, Result]]) -> None:
+    def __init__(
+        self, releases: Releases, limits: Limits, run: Callable[[Loaded, str | None], Run[Item, Result]]
+    ) -> None:
         self.releases = releases
         self.limits = limits
         self.run = run
         self._queues: dict[str, tuple[Loaded, Coalescer[Item, Result]]] = {}  # graph -> whose it is, and its queue
 
-    def of(self, loaded: Loaded, *, explains: bool) -> Coalescer[Item, Result]:
-        name = loaded.release.explain_name if explains else loaded.release.name
+    def of(self, loaded: Loaded, explainer: str | None) -> Coalescer[Item, Result]:
+        name = loaded.release.graph_name(explainer)
         owner, queue = self._queues.get(name, (None, None))
         # What a release reads changes with its neighbours: whoever waits in the queue before goes on in there.
         if queue is None or owner is not loaded:
             live = self.releases.graphs()
             self._queues = {graph: entry for graph, entry in self._queues.items() if graph in live}
             queue = Coalescer(
-                self.run(loaded, name),
-                max_rows=MAX_EXPLAINED if explains else self.limits.batch_rows,
-                slice_rows=EXPLAINED_SLICE_ROWS if explains else self.limits.slice_rows,
+                self.run(loaded, explainer),
+                max_rows=self.limits.batch_rows if explainer is None else MAX_EXPLAINED,
+                slice_rows=self.limits.slice_rows if explainer is None else EXPLAINED_SLICE_ROWS,
                 in_flight=self.limits.batches_in_flight,
             )
             self._queues[name] = loaded, queue

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from feature_client.errors import RapportError
 from feature_client.mirror import Mirror
 from feature_client.online.plan import Entity, ReadPlan
-from feature_client.release import Release, ReleaseError, list_versions, read_release
+from feature_client.release import Release, ReleaseError, ReleaseGraph, list_versions, read_release
 from feature_client.routes import Route, read_routes
-from service.backends import Backend, BackendUnavailable, BadModelOutput, Unreachable
+from service.backends import GOLDEN_TIMEOUT_S, Backend, BackendUnavailable, BadModelOutput, Unreachable
 from service.errors import NotReady, UnknownModel
+from service.explainers import Pace
 from service.metrics import Metrics
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
@@ -35,10 +36,11 @@ LOADING = (RapportError, BackendUnavailable, BadModelOutput, TimeoutError, OSErr
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A release that gave its golden answers on this backend."""
+    """A release that gave its golden answers on this backend. paces: of its explainers there."""
 
     release: Release
     plan: ReadPlan
+    paces: Mapping[str, Pace]
 
 
 class Arm(NamedTuple):
@@ -140,7 +142,7 @@ class Releases:
 
     def graphs(self) -> set[str]:
         """Names of everything that is loaded on the backend."""
-        return {name for loaded in self._loaded.values() for name in (loaded.release.name, loaded.release.explain_name)}
+        return {name for loaded in self._loaded.values() for name in loaded.release.graph_names}
 
     async def watch(self, every_s: float) -> None:
         """Looks at the repository until cancelled."""
@@ -273,22 +275,35 @@ class Releases:
             await self._unload(self._loaded.pop(name).release)
 
     async def _unload(self, release: Release) -> None:
-        await self.backend.unload(release.name)
-        await self.backend.unload(release.explain_name)
+        for name in release.graph_names:
+            await self.backend.unload(name)
 
     async def _version(self, model: str, version: int) -> Loaded:
         if found := self._loaded.get(f"{model}.{version}"):
             return found
         release = await asyncio.to_thread(read_release, self.root, model, version, self.trust)
         try:
+            paces = {}
             for graph in await asyncio.to_thread(release.graphs):
                 await self.backend.load(graph)
-            loaded = Loaded(release, ReadPlan(release.contract.schema))
+                if graph.explainer is not None:
+                    paces[graph.explainer] = await self._pace(graph)
+            loaded = Loaded(release, ReadPlan(release.contract.schema), paces)
         except LOADING:
             await self._unload(release)
             raise
         self._loaded[release.name] = loaded
         return loaded
+
+    async def _pace(self, graph: ReleaseGraph) -> Pace:
+        """The faster of two: other things go on meanwhile."""
+        tensors = graph.golden.first(1).tensors
+        taken = []
+        for _ in range(2):
+            started = time.monotonic()
+            await self.backend.infer(graph.name, tensors, GOLDEN_TIMEOUT_S)
+            taken.append(time.monotonic() - started)
+        return Pace(min(taken))
 
     def _report(self, failures: Mapping[str, Exception]) -> None:
         self._count(failures)

@@ -30,7 +30,7 @@ class Work(msgspec.Struct, frozen=True):
     """What one request adds to a batch: entities, a key each and, where there are any, a mapping of overrides each.
 
     rejects_unknown: the route's policy; such an entity gets no score. is_routed: the route chose the version, and not
-    the request: such rows are shown to shadows.
+    the request: such rows are shown to shadows. compares: rows with overrides are also explained without them.
     """
 
     entities: Sequence[dict[str, str]]
@@ -38,13 +38,23 @@ class Work(msgspec.Struct, frozen=True):
     overrides: Sequence[Mapping[str, Override]] | None
     rejects_unknown: bool
     is_routed: bool = True
+    compares: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def part(self, rows: slice) -> "Work":
         overrides = None if self.overrides is None else self.overrides[rows]
-        return Work(self.entities[rows], self.keys[rows], overrides, self.rejects_unknown, self.is_routed)
+        entities, keys = self.entities[rows], self.keys[rows]
+        return Work(entities, keys, overrides, self.rejects_unknown, self.is_routed, self.compares)
+
+
+class Before(msgspec.Struct, frozen=True):
+    """Rows of a batch without their overrides, from the same feature snapshot. places: row of the batch -> row here."""
+
+    places: Mapping[int, int]
+    encoded: Encoded
+    outputs: Tensors
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -59,15 +69,19 @@ class Scored(msgspec.Struct, frozen=True):
     outputs: Tensors
     first: int
     stages: Mapping[str, float]
+    before: Before | None = None
 
 
 class Scorer:
-    """Scores batches on one graph of a release: the score graph, or the one that gives reasons as well."""
+    """Scores batches on one graph of a release: the score graph, or that of an explainer, which gives reasons as well.
+
+    explainer: None for the score graph.
+    """
 
     def __init__(
         self,
         loaded: Loaded,
-        name: str,
+        explainer: str | None,
         reader: FeatureReader,
         backend: Backend,
         clock: Clock,
@@ -77,9 +91,9 @@ class Scorer:
         self.loaded = loaded
         self.contract = loaded.release.contract
         self.version = loaded.release.version
-        self.explains = name == loaded.release.explain_name
+        self.explainer = explainer
         self.plan = loaded.plan
-        self.name = name
+        self.name = loaded.release.graph_name(explainer)
         self.reader = reader
         self.backend = backend
         self.clock = clock
@@ -96,7 +110,7 @@ class Scorer:
         as_of = self.clock()
         keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
         self.metrics.batch("infer", len(keys))
-        shadowing = None if self.shadows is None or self.explains else self.shadows.of(self.loaded)
+        shadowing = None if self.shadows is None or self.explainer else self.shadows.of(self.loaded)
         stored = await self._fetch(self.plan if shadowing is None else shadowing.plan, keys, seconds)
         has_read()
         if shadowing is not None:
@@ -105,20 +119,41 @@ class Scorer:
         encoded = self.contract.schema.encode(stored, as_of, overrides)
         self.metrics.features(self.contract, encoded, as_of - stored.event_times)
         read = time.monotonic()
-        try:
-            outputs = await self.backend.infer(self.name, encoded.tensors, max(ends - read, 0.0))
-        except TimeoutError as exc:
-            raise DeadlineExceeded from exc
-        check_outputs(self.name, outputs, self.contract.outputs(len(keys), explained=self.explains))
+        outputs = await self._infer(encoded, ends)
+        before = await self._before(batch, stored, as_of, ends)
         inferred = time.monotonic()
         stages = {"features": read - started, "infer": inferred - read}
         eligible = self.contract.eligible(encoded)
-        answers = self._answers(batch, stored, encoded, outputs, eligible, to_iso(as_of), stages)
+        answers = self._answers(batch, stored, encoded, outputs, eligible, to_iso(as_of), stages, before)
         stages["encode"] = time.monotonic() - inferred
         if shadowing is not None:
             rows = _shadowed(batch, answers)
             shadowing.offer(keys, overrides, as_of, encoded, outputs["scores"], eligible, rows)
         return answers
+
+    async def _infer(self, encoded: Encoded, ends: float) -> Tensors:
+        started, rows = time.monotonic(), len(encoded)
+        try:
+            outputs = await self.backend.infer(self.name, encoded.tensors, max(ends - started, 0.0))
+        except TimeoutError as exc:
+            raise DeadlineExceeded from exc
+        check_outputs(self.name, outputs, self.contract.outputs(rows, self.explainer))
+        if self.explainer is not None:
+            self.loaded.paces[self.explainer].seen(rows, time.monotonic() - started)
+        return outputs
+
+    async def _before(self, batch: Sequence[Work], stored: FeatureBatch, as_of: float, ends: float) -> Before | None:
+        """What was read for rows that are compared, once more without their overrides."""
+        rows, first = [], 0
+        for work in batch:
+            if work.compares and work.overrides is not None:
+                rows += [first + row for row, values in enumerate(work.overrides) if values]
+            first += len(work)
+        if not rows:
+            return None
+        encoded = self.contract.schema.encode(stored.take(rows), as_of)
+        places = {row: place for place, row in enumerate(rows)}
+        return Before(places, encoded, await self._infer(encoded, ends))
 
     async def _fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
         started = time.monotonic()
@@ -142,6 +177,7 @@ class Scorer:
         eligible: BoolArray,
         as_of: str,
         stages: Mapping[str, float],
+        before: Before | None,
     ) -> list[Scored | Exception]:
         entities = [entity for work in batch for entity in work.entities]
         scores = outputs["scores"]
@@ -158,7 +194,7 @@ class Scorer:
                     for row in (first + encoded.unknown[rows].nonzero()[0]).tolist():
                         withhold(predictions[row])
                         eligible[row] = False
-                answers.append(Scored(as_of, predictions[rows], encoded, outputs, first, stages))
+                answers.append(Scored(as_of, predictions[rows], encoded, outputs, first, stages, before))
                 answered.append(rows)
             first = rows.stop
         if len(answered) < len(batch):

@@ -82,7 +82,12 @@ class Settings(BaseSettings):
     max_inflight_rows: int = Field(
         4_000, ge=1_000, description="Entities admitted and not yet answered; beyond it, 503. Bounds memory and queues."
     )
-    max_inflight_explain_rows: int = Field(64, ge=32, description="The same for entities to explain: they cost more.")
+    max_inflight_explain_rows: int = Field(
+        4_096,
+        ge=32,
+        description="The same for entities to explain by the default explainer. One that costs more counts as so many "
+        "more: explained exactly, an entity of the built-in model counts as about a hundred.",
+    )
     max_batch_rows: int = Field(
         1_024,
         ge=1_000,

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from feature_client.contract import EXPLAINERS
 from feature_client.golden import Tensors
 from feature_client.online.plan import ReadPlan
 from feature_client.online.reader import EntityError, EntityKey, FeatureReader
@@ -424,7 +425,7 @@ class Shadows:
         found = []
         try:
             for loaded, inputs in ((champion, champions), (follower.loaded, encoded)):
-                outputs = await self._infer(loaded, inputs.rows(places).tensors, explains=True)
+                outputs = await self._infer(loaded, inputs.rows(places).tensors, EXPLAINERS[0])
                 found.append(_bytes(outputs["attributions"]))
         except Exception as exc:  # noqa: BLE001  (as for scores)
             if follower.explains:
@@ -439,12 +440,12 @@ class Shadows:
         follower.explains = True
         return (found[0], found[1]), tuple(places)
 
-    async def _infer(self, loaded: Loaded, tensors: Tensors, *, explains: bool = False) -> Tensors:
-        name = loaded.release.explain_name if explains else loaded.release.name
+    async def _infer(self, loaded: Loaded, tensors: Tensors, explainer: str | None = None) -> Tensors:
+        name = loaded.release.graph_name(explainer)
         # A backend that keeps to its timeout needs no other; a shadow may have one that does not.
         async with asyncio.timeout(2 * TIMEOUT_S):
             outputs = await self.infer(name, tensors, TIMEOUT_S)
-        check_outputs(name, outputs, loaded.release.contract.outputs(len(tensors["numeric"]), explained=explains))
+        check_outputs(name, outputs, loaded.release.contract.outputs(len(tensors["numeric"]), explainer))
         return outputs
 
     async def _keep(self, follower: Follower, line: Line, entities: Sequence[Sequence[str | int]]) -> None:

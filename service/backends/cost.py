@@ -49,7 +49,8 @@ def main() -> None:
 async def measure(models: Path, triton: str, seconds: float, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Raises what loading and inferring raise."""
     [(model, route)] = read_routes(models).items()
-    graphs = dict(zip(SIZES, read_release(models, model, route.champion).graphs(), strict=True))
+    scores, explanations, *_ = read_release(models, model, route.champion).graphs()
+    graphs = dict(zip(SIZES, (scores, explanations), strict=True))
     backends: dict[str, Backend] = {"embedded": EmbeddedBackend(), "triton": TritonBackend([triton])}
     costs: dict[str, dict[str, dict[str, Any]]] = {}
     try:

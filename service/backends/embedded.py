@@ -20,9 +20,9 @@ INLINE_S = 500e-6
 work to a thread takes a busy loop 130 to 160 us, but where both have one core, as with one worker a core, one hand-over
 in ten took 2,500: each waits for the other's turn."""
 
-EXPLAINED_ROWS = 4
-"""Entities of one run of an explanation graph: it works on coalitions x background rows for each, so more at once are
-no faster (cost grows with rows), but 32 hold 330 MB more memory than 4."""
+EXPLAINED_NETWORK_ROWS = 4_096
+"""Rows of the network in one run of an explanation graph, which works on many for each entity: more at once are no
+faster (cost grows with rows), but hold memory, and nobody else's explanation starts before the run is over."""
 
 MEASURED_ROWS = 32
 """The costs of one row and of so many give those of all other batches, by a straight line."""
@@ -62,11 +62,11 @@ class Cost:
 
 
 class Graph:
-    """A loaded graph with its cost. explains: it gives reasons, and takes EXPLAINED_ROWS at a time."""
+    """A loaded graph with its cost. explained_rows: entities at a time of one that gives reasons; None: it does not."""
 
-    def __init__(self, session: ort.InferenceSession, *, explains: bool) -> None:
+    def __init__(self, session: ort.InferenceSession, explained_rows: int | None) -> None:
         self.session = session
-        self.explains = explains
+        self.explained_rows = explained_rows
         self.outputs = [output.name for output in session.get_outputs()]
         self.cost = self._measured()
 
@@ -74,8 +74,8 @@ class Graph:
         """Raises TimeoutError where it is not over by `ends` (monotonic), BackendUnavailable."""
         rows = len(tensors["numeric"])
         started = time.thread_time()  # not the clock on the wall, which runs on while others have the core
-        if self.explains and rows > EXPLAINED_ROWS:
-            answers = self._in_slices(tensors, rows, ends)
+        if self.explained_rows is not None and rows > self.explained_rows:
+            answers = self._in_slices(tensors, rows, self.explained_rows, ends)
         else:
             answers = self._run(tensors, ends)
         self.cost.seen(rows, time.thread_time() - started)
@@ -90,17 +90,17 @@ class Graph:
             raise BackendUnavailable(f"ONNX Runtime: {exc}") from exc
         return answers
 
-    def _in_slices(self, tensors: Tensors, rows: int, ends: float) -> Sequence[npt.NDArray[Any]]:
+    def _in_slices(self, tensors: Tensors, rows: int, at_once: int, ends: float) -> Sequence[npt.NDArray[Any]]:
         slices = [
-            self._run({name: tensor[start : start + EXPLAINED_ROWS] for name, tensor in tensors.items()}, ends)
-            for start in range(0, rows, EXPLAINED_ROWS)
+            self._run({name: tensor[start : start + at_once] for name, tensor in tensors.items()}, ends)
+            for start in range(0, rows, at_once)
         ]
         return [np.concatenate(parts) for parts in zip(*slices, strict=True)]
 
     def _measured(self) -> Cost:
         """Dense networks take the same time for all values: zeros do."""
         fastest = []
-        for rows in (1, EXPLAINED_ROWS if self.explains else MEASURED_ROWS):
+        for rows in (1, max(min(MEASURED_ROWS, self.explained_rows or MEASURED_ROWS), 2)):
             tensors = {
                 put.name: np.zeros((rows, *put.shape[1:]), NUMPY_TYPES[put.type]) for put in self.session.get_inputs()
             }
@@ -138,7 +138,7 @@ class EmbeddedBackend:
         name = graph.name
         content = await asyncio.to_thread(graph.read)
         try:
-            opened = await asyncio.to_thread(self._open, content, explains=graph.explains)
+            opened = await asyncio.to_thread(self._open, content, explained_rows_of(graph))
         except Exception as exc:  # ONNX Runtime's errors share no base but Exception
             raise BackendUnavailable(f"{name}: ONNX Runtime cannot load {graph.file.name}: {exc}") from exc
         metadata: dict[str, str] = opened.session.get_modelmeta().custom_metadata_map
@@ -156,7 +156,7 @@ class EmbeddedBackend:
         ends = time.monotonic() + timeout_s
         if graph.cost.expected_s(len(tensors["numeric"])) < INLINE_S:
             return graph.run(tensors, ends)
-        pool = self.explanations if graph.explains else self.scores
+        pool = self.scores if graph.explained_rows is None else self.explanations
         async with asyncio.timeout(timeout_s):
             return await asyncio.get_running_loop().run_in_executor(pool, graph.run, tensors, ends)
 
@@ -178,5 +178,13 @@ class EmbeddedBackend:
         for pool in (self.scores, self.explanations, self.aside):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _open(self, content: bytes, *, explains: bool) -> Graph:
-        return Graph(ort.InferenceSession(content, self.options, providers=["CPUExecutionProvider"]), explains=explains)
+    def _open(self, content: bytes, explained_rows: int | None) -> Graph:
+        return Graph(ort.InferenceSession(content, self.options, providers=["CPUExecutionProvider"]), explained_rows)
+
+
+def explained_rows_of(graph: ReleaseGraph) -> int | None:
+    """Entities of one run; None where the graph gives no reasons."""
+    if graph.explainer is None:
+        return None
+    cost = graph.contract.explanation.explainers[graph.explainer].rows
+    return max(EXPLAINED_NETWORK_ROWS // max(cost, 1), 1)

@@ -72,7 +72,7 @@ class Package:
         """
         content = graph.read()
         try:
-            check_graph(content, graph.contract, explains=graph.explains)
+            check_graph(content, graph.contract, graph.explainer)
         except GraphError as exc:
             raise ReleaseError(f"{graph.name}: {exc}") from exc
         # Triton's versions are numbers of 63 bits.

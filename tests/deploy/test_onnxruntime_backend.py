@@ -57,7 +57,7 @@ def one_by_one(tensors: Tensors) -> list[dict[str, npt.NDArray[Any]]]:
 def test_scores_are_those_of_onnx_runtime_itself(
     release: Release, triton: LocalTriton, embedded: EmbeddedBackend, rows: int
 ) -> None:
-    [graph, _] = release.graphs()
+    graph = release.graphs()[0]
     tensors = rows_of(graph, rows)
 
     async def expected() -> Tensors:
@@ -73,7 +73,7 @@ def test_scores_are_those_of_onnx_runtime_itself(
 def test_a_batch_of_explanations_is_cut_as_in_the_gateway(
     release: Release, triton: LocalTriton, embedded: EmbeddedBackend
 ) -> None:
-    [_, graph] = release.graphs()
+    graph = release.graphs()[1]
     tensors = rows_of(graph, 30)
 
     async def expected() -> Tensors:
@@ -108,7 +108,7 @@ def test_requests_of_one_batch_get_each_their_own_answer(release: Release, trito
 
 
 def test_one_bad_request_does_not_fail_its_neighbours(release: Release, triton: LocalTriton) -> None:
-    [graph, _] = release.graphs()
+    graph = release.graphs()[0]
     requests = one_by_one(rows_of(graph, 8))
     good = [*requests[:BAD], *requests[BAD + 1 :]]
     # No embedding has so many rows.
@@ -129,7 +129,7 @@ def test_one_bad_request_does_not_fail_its_neighbours(release: Release, triton: 
 
 
 def test_a_graph_that_cannot_be_read_is_refused_and_the_server_goes_on(release: Release, triton: LocalTriton) -> None:
-    [graph, _] = release.graphs()
+    graph = release.graphs()[0]
     pid = triton.pid
     with connected(triton.address) as client, pytest.raises(Refused, match="onnx"):
         client.load_model("garbage", config='{"backend": "onnxruntime"}', files={"file:1/model.onnx": b"garbage"})

@@ -58,7 +58,7 @@ def answers_of(store: Store, release: Release) -> dict[str, Answer]:
     eligible = contract.eligible(encoded)
     tensors = encoded.tensors
     scores = Graph(release.directory).run(tensors)["scores"]
-    explain = Graph(release.explain_directory)
+    explain = Graph(release.root / release.graph_name("fast"))
     parts = [
         explain.run({name: values[at : at + AT_ONCE] for name, values in tensors.items()})
         for at in range(0, EXPLAINED, AT_ONCE)

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from feature_client.release import graph_file, read_release
-from model_export.publish import Artifacts, publish, set_champion
+from feature_client.release import read_release
+from model_export.publish import publish, set_champion
+from model_export.republish import artifacts_of
 
 MODEL = "engagement"
 
@@ -63,10 +64,8 @@ def die_before(nth: int, root: str) -> "itertools.count[int]":
 
 def publish_once(root: Path, source: int, nth: int, *, route: bool) -> int:
     release = read_release(root, MODEL, source)
-    graphs = graph_file(release.directory), graph_file(release.explain_directory)
-    artifacts = Artifacts(*graphs, golden=release.golden, card=release.card)
     steps = die_before(nth, str(root))
-    version = publish(root, release.contract, artifacts).manifest.version
+    version = publish(root, release.contract, artifacts_of(release)).manifest.version
     if route:
         set_champion(root, MODEL, version)
     return next(steps) - 1

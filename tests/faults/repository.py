@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from feature_client.contract import Contract
-from feature_client.release import Manifest, graph_file, sha256
+from feature_client.release import Manifest, graph_file, release_directories, sha256
 from feature_client.routes import Route
 
 MODEL = "engagement"
@@ -42,32 +42,33 @@ def replace_routes(root: Path, text: str) -> None:
 
 def next_version(root: Path) -> int:
     """One that no directory has, not even a broken one."""
-    names = (re.fullmatch(rf"{MODEL}\.(\d+)(\.explain)?", path.name) for path in root.iterdir())
+    names = (re.fullmatch(rf"{MODEL}\.(\d+)(\.explain\w*)?", path.name) for path in root.iterdir())
     return 1 + max(int(match[1]) for match in names if match)
 
 
 Change = Callable[[Path, Path], None]
-"""Gets the directories of both graphs."""
+"""Gets the directories of the score graph and of the default explainer."""
 
 
 def forge(root: Path, source: int, change: Change | None = None) -> int:
     """A copy of `source` under the next version, with `change` made before its manifest is: the sums agree."""
     version = next_version(root)
     before, after = f"{MODEL}.{source}", f"{MODEL}.{version}"
-    for suffix in (".explain", ""):
+    old = msgspec.json.decode((root / before / "manifest.json").read_bytes(), type=Manifest)
+    suffixes = [directory.removeprefix(before) for directory in release_directories(before, old.explainers)]
+    for suffix in reversed(suffixes):
         shutil.copytree(
             root / (before + suffix), root / (after + suffix), ignore=shutil.ignore_patterns("manifest.json")
         )
         config = root / (after + suffix) / "config.pbtxt"
         config.write_text(config.read_text().replace(f'"{before}{suffix}"', f'"{after}{suffix}"'))
-    directories = (root / after, root / f"{after}.explain")
+    directories = [root / f"{after}{suffix}" for suffix in suffixes]
     if change is not None:
-        change(*directories)
-    old = msgspec.json.decode((root / before / "manifest.json").read_bytes(), type=Manifest)
+        change(*directories[:2])
     contract = Contract.from_json((root / after / "contract.json").read_bytes())
     files = sorted(path for directory in directories for path in directory.rglob("*") if path.is_file())
     digests = {path.relative_to(root).as_posix(): sha256(path) for path in files}
-    manifest = Manifest(MODEL, version, contract.digest, old.created_at, digests)
+    manifest = Manifest(MODEL, version, contract.digest, old.created_at, old.explainers, digests)
     staged = root / ".manifest-by-hand"
     staged.write_bytes(msgspec.json.encode(manifest))
     staged.replace(root / after / "manifest.json")

@@ -13,7 +13,10 @@ from feature_client.contract import (
     ContractError,
     Distribution,
     Eligibility,
+    Errors,
+    Explainer,
     Explanation,
+    Importance,
     Segment,
     Task,
     attribution_scale,
@@ -27,12 +30,18 @@ CHURN = Task(
 )  # fmt: skip
 SPEND = Task("spend_90d", "Spends", "amount", "EUR", 90)
 
+NONE = {"churn_90d": 0.0, "spend_90d": 0.0}
+
 CONTRACT = Contract(
     model="engagement",
     schema=SCHEMA,
     tasks=(CHURN, SPEND),
     explanation=Explanation(
-        "shapley-exact", 32, {"churn_90d": 0.1, "spend_90d": 20.0}, {"churn_90d": 0.0, "spend_90d": 0.0}
+        32,
+        base={"churn_90d": 0.1, "spend_90d": 20.0},
+        margin_base={"churn_90d": -2.2, "spend_90d": 3.0},
+        explainers={"fast": Explainer("shapley-exact", 128, Errors(NONE, NONE, NONE))},
+        importance=Importance(0, {}, {}),
     ),
     reference={"spend": Distribution(0.1, (0.0, 1.0)), "country": Distribution(0.0, shares={"France": 1.0})},
     training={"rows": "6000"},

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from feature_client.mirror import Mirror, MirrorError, push, push_routes
-from feature_client.release import Release, graph_file, list_versions, read_release
+from feature_client.release import Release, list_versions, read_release
 from feature_client.routes import RoutesError, read_routes
 from feature_client.signature import SigningKey, write_key_pair
-from model_export.publish import Artifacts, publish
+from model_export.publish import publish
+from model_export.republish import artifacts_of
 from tests.feature_client.poison import seal
 from tests.feature_client.storages import KINDS, NETWORK, Storage, require, s3_server, storage_of, web_server
 
@@ -52,9 +53,7 @@ def repository(release: Release) -> Path:
 
 
 def publish_again(release: Release, key: SigningKey | None = None) -> Release:
-    artifacts = Artifacts(
-        graph_file(release.directory), graph_file(release.explain_directory), release.golden, release.card
-    )
+    artifacts = artifacts_of(release)
     return publish(release.root, release.contract, artifacts, key)
 
 

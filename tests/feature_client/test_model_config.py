@@ -87,9 +87,9 @@ def test_what_an_operator_may_add_is_taken(pristine: Release) -> None:
         'model_warmup { name: "w" batch_size: 1 inputs { key: "numeric" value: '
         "{ data_type: TYPE_FP32 dims: 12 zero_data: true } } }",
     )
-    check_config(text.encode(), "engagement.1", pristine.contract, explains=False)
+    check_config(text.encode(), "engagement.1", pristine.contract, None)
 
 
 def test_bytes_that_are_no_text_are_refused(pristine: Release) -> None:
     with pytest.raises(ConfigError, match="UTF-8"):
-        check_config(b"\xff", "engagement.1", pristine.contract, explains=False)
+        check_config(b"\xff", "engagement.1", pristine.contract, None)

@@ -211,7 +211,7 @@ def test_a_poisoned_graph_is_refused_by_name_whatever_the_manifest_says(
     release: Release, poison: str, graph: str
 ) -> None:
     change, reason = POISONS[poison]
-    file = (release.directory if graph == "score" else release.explain_directory) / "1" / "model.onnx"
+    file = (release.directory if graph == "score" else (release.root / release.graph_name("fast"))) / "1" / "model.onnx"
     model = onnx.load(file, load_external_data=False)
     change(model)
     file.write_bytes(model.SerializeToString())
@@ -230,7 +230,7 @@ def test_the_contracts_digest_twice_is_refused(pristine: Release) -> None:
     props((CONTRACT_KEY, digest), (CONTRACT_KEY, "0" * 64))(model)
 
     with pytest.raises(GraphError, match="another contract"):
-        check_graph(model.SerializeToString(), pristine.contract, explains=False)
+        check_graph(model.SerializeToString(), pristine.contract, None)
 
 
 @pytest.mark.parametrize(
@@ -245,14 +245,14 @@ def test_the_contracts_digest_twice_is_refused(pristine: Release) -> None:
 )
 def test_a_file_of_another_kind_is_refused(pristine: Release, content: bytes, reason: str) -> None:
     with pytest.raises(GraphError, match=reason):
-        check_graph(content, pristine.contract, explains=False)
+        check_graph(content, pristine.contract, None)
 
 
 def test_every_truncation_is_refused(pristine: Release) -> None:
     content = (pristine.directory / "1" / "model.onnx").read_bytes()
     for end in [*range(0, len(content), 997), len(content) - 1]:
         with pytest.raises(GraphError):
-            check_graph(content[:end], pristine.contract, explains=False)
+            check_graph(content[:end], pristine.contract, None)
 
 
 def test_what_a_reader_could_understand_in_two_ways_is_refused(pristine: Release) -> None:
@@ -260,16 +260,16 @@ def test_what_a_reader_could_understand_in_two_ways_is_refused(pristine: Release
     content = (pristine.directory / "1" / "model.onnx").read_bytes()
     for more in (b"\x28\x07", b"\xba\x3e\x01x"):
         with pytest.raises(GraphError, match="parts that this version does not know"):
-            check_graph(content + more, pristine.contract, explains=False)
+            check_graph(content + more, pristine.contract, None)
 
 
 def test_it_takes_exactly_what_was_exported(pristine: Release) -> None:
     for graph in pristine.graphs():
-        check_graph(graph.read(), pristine.contract, explains=graph.explains)
+        check_graph(graph.read(), pristine.contract, graph.explainer)
         with pytest.raises(GraphError, match="outputs are not those"):
-            check_graph(graph.read(), pristine.contract, explains=not graph.explains)
+            check_graph(graph.read(), pristine.contract, None if graph.explains else "fast")
         with pytest.raises(GraphError, match="another contract"):
-            check_graph(graph.read(), replace(pristine.contract, model="other"), explains=graph.explains)
+            check_graph(graph.read(), replace(pristine.contract, model="other"), graph.explainer)
 
 
 def test_a_graph_beyond_the_limit_is_not_even_read(release: Release) -> None:
@@ -318,7 +318,7 @@ def test_what_would_take_much_more_memory_than_its_bytes_is_refused_before_it_is
     monkeypatch.setattr(onnx_file, "MAX_STRUCTURE_BYTES", 100_000)
     graph = pristine.graphs()[0]
     model = onnx.load_from_string(graph.read())
-    check_graph(model.SerializeToString(deterministic=True), pristine.contract, explains=False)
+    check_graph(model.SerializeToString(deterministic=True), pristine.contract, None)
     if part == "empty nodes":
         model.graph.node.extend([onnx.NodeProto()] * 50_000)
     if part == "empty inputs":
@@ -330,7 +330,7 @@ def test_what_would_take_much_more_memory_than_its_bytes_is_refused_before_it_is
     monkeypatch.setattr(onnx_file, "_model_class", None)  # nothing is parsed
 
     with pytest.raises(GraphError, match="100000 bytes besides raw weights"):
-        check_graph(model.SerializeToString(deterministic=True), pristine.contract, explains=False)
+        check_graph(model.SerializeToString(deterministic=True), pristine.contract, None)
 
 
 def test_raw_weights_are_no_structure(pristine: Release, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,4 +339,4 @@ def test_raw_weights_are_no_structure(pristine: Release, monkeypatch: pytest.Mon
     model = onnx.load_from_string(graph.read())
     model.graph.initializer.add(data_type=1, dims=[100_000], raw_data=bytes(400_000), name="more")
 
-    check_graph(model.SerializeToString(deterministic=True), pristine.contract, explains=False)
+    check_graph(model.SerializeToString(deterministic=True), pristine.contract, None)

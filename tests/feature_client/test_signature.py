@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from feature_client.errors import RapportError
-from feature_client.release import Release, ReleaseError, graph_file, read_release
+from feature_client.release import Release, ReleaseError, read_release
 from feature_client.signature import SignatureError, SigningKey, TrustedKeys, write_key_pair
-from model_export.publish import Artifacts, publish
+from model_export.publish import publish
+from model_export.republish import artifacts_of
 from tests.feature_client.poison import seal
 
 
@@ -30,9 +31,7 @@ def trusted(key: SigningKey, tmp_path: Path) -> TrustedKeys:
 
 @pytest.fixture
 def signed(release: Release, key: SigningKey) -> Release:
-    artifacts = Artifacts(
-        graph_file(release.directory), graph_file(release.explain_directory), release.golden, release.card
-    )
+    artifacts = artifacts_of(release)
     return publish(release.root, release.contract, artifacts, key)
 
 
@@ -73,7 +72,7 @@ def test_one_changed_byte_of_the_manifest_is_refused(signed: Release, trusted: T
 
 def test_a_signature_does_not_carry_over_to_another_version(signed: Release, trusted: TrustedKeys) -> None:
     signed.directory.rename(signed.root / "engagement.9")
-    signed.explain_directory.rename(signed.root / "engagement.9.explain")
+    (signed.root / signed.graph_name("fast")).rename(signed.root / "engagement.9.explain")
     with pytest.raises(ReleaseError, match=r"its manifest is of engagement\.2"):
         read_release(signed.root, "engagement", 9, trusted)
 

@@ -42,7 +42,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture
 def served(triton: LocalTriton, release: Release) -> Any:
     """The release's graph of scores in Triton, as a gateway sends it."""
-    [graph, _] = release.graphs()
+    graph = release.graphs()[0]
     with connected(triton.address) as client:
         load(client, graph)
         yield Triton(triton.address, "").graph(graph.name, graph.file)
@@ -168,7 +168,7 @@ def test_http_requests_are_answered_by_triton(release: Release, tmp_path: Path) 
     except LoadError as exc:
         pytest.skip(str(exc))
     rows = write_requests(tmp_path / "requests.jsonl", golden_rows(release.directory))
-    [graph, _] = release.graphs()
+    graph = release.graphs()[0]
     with LocalTriton(tmp_path / "triton", http_port=0) as server, connected(server.address) as client:
         load(client, graph)
         one = Triton(server.address, f"http://127.0.0.1:{server.http_port}").graph(graph.name, graph.file)

@@ -56,7 +56,7 @@ def graphs(network: Network, explained: ExplainedNetwork, pristine: Release) -> 
         network,
         explained,
         pristine.directory / "1" / "model.onnx",
-        pristine.explain_directory / "1" / "model.onnx",
+        (pristine.root / pristine.graph_name("fast")) / "1" / "model.onnx",
     )
 
 

@@ -19,7 +19,7 @@ ROWS = 2
 
 
 def answers(release: Release, run: Run, rows: int = ROWS) -> dict[str, npt.NDArray[np.float32]]:
-    session = Session(graph_file(release.explain_directory), EXPLAIN_OUTPUTS)
+    session = Session(graph_file(release.root / release.graph_name("fast")), EXPLAIN_OUTPUTS)
     return session.run(run.rows[0][:rows], run.rows[1][:rows])
 
 
@@ -83,7 +83,7 @@ def test_a_group_that_decides_nothing_gets_nothing(pristine: Release, run: Run) 
     numeric, categorical = run.rows[0][:1].copy(), run.rows[1][:1].copy()
     for position, feature in enumerate(schema.numeric):
         numeric[:, position] = np.nan if feature.kind == "calendar" else numeric[:, position]
-    session = Session(graph_file(pristine.explain_directory), EXPLAIN_OUTPUTS)
+    session = Session(graph_file(pristine.root / pristine.graph_name("fast")), EXPLAIN_OUTPUTS)
     with_season, without = (session.run(n, categorical) for n in (run.rows[0][:1], numeric))
     np.testing.assert_array_equal(with_season["attributions"], without["attributions"])
 

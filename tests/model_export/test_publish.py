@@ -14,16 +14,15 @@ from feature_client.release import Release, ReleaseError, graph_file, list_versi
 from feature_client.routes import RoutesError, read_routes
 from model_export.export import EXPLAIN_OUTPUTS
 from model_export.pipeline import Run, RunError, read_run, write_run
-from model_export.publish import Artifacts, PublishError, publish, set_champion
+from model_export.publish import PublishError, publish, set_champion
+from model_export.republish import artifacts_of
 from model_export.verify import GOLDEN_ROWS, Session
 from tests.model_export.tiny_release import GROUPS
 
 
 def publish_again(release: Release) -> Release:
     """The same artifacts as another version, without another export."""
-    artifacts = Artifacts(
-        graph_file(release.directory), graph_file(release.explain_directory), release.golden, release.card
-    )
+    artifacts = artifacts_of(release)
     return publish(release.root, release.contract, artifacts)
 
 
@@ -49,7 +48,7 @@ def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: 
 
 
 def test_configs_name_the_contract_and_set_no_queue_policy(pristine: Release) -> None:
-    for directory in (pristine.directory, pristine.explain_directory):
+    for directory in (pristine.directory, (pristine.root / pristine.graph_name("fast"))):
         config = (directory / "config.pbtxt").read_text()
         assert f'name: "{directory.name}"' in config
         assert pristine.contract.digest in config
@@ -62,7 +61,7 @@ def test_golden_answers_repeat_and_hold_a_row_without_any_value(pristine: Releas
         golden = dict(file)
     assert len(golden["numeric"]) == GOLDEN_ROWS + 1
     assert np.isnan(golden["numeric"][-1]).all()
-    session = Session(graph_file(pristine.explain_directory), EXPLAIN_OUTPUTS)
+    session = Session(graph_file(pristine.root / pristine.graph_name("fast")), EXPLAIN_OUTPUTS)
     for name, answer in session.run(golden["numeric"], golden["categorical"]).items():
         np.testing.assert_array_equal(answer, golden[name])
 
@@ -88,7 +87,7 @@ def test_a_flipped_byte_is_found(release: Release, file: str) -> None:
 
 
 def test_a_removed_file_and_an_added_one_are_found(release: Release) -> None:
-    extra = release.explain_directory / "notes.txt"
+    extra = (release.root / release.graph_name("fast")) / "notes.txt"
     extra.write_text("x")
     with pytest.raises(ReleaseError, match="not in its manifest"):
         read_release(release.root, "engagement", 1)
@@ -165,7 +164,7 @@ def test_a_publisher_killed_at_any_step_leaves_a_whole_release_or_none_and_its_n
 
 
 def test_a_failed_publisher_cleans_up_behind_itself(release: Release) -> None:
-    artifacts = Artifacts(graph_file(release.directory), release.root / "absent.onnx", release.golden, release.card)
+    artifacts = replace(artifacts_of(release), score_graph=release.root / "absent.onnx")
     before = sorted(release.root.rglob("*"))
     with pytest.raises(PublishError, match="No such file"):
         publish(release.root, release.contract, artifacts)
@@ -185,7 +184,7 @@ def test_what_no_reader_would_take_is_not_published(release: Release, tmp_path: 
     weights = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
     weights.raw_data = np.float32(np.nan).tobytes() + weights.raw_data[4:]
     poisoned.write_bytes(model.SerializeToString())
-    artifacts = Artifacts(poisoned, graph_file(release.explain_directory), release.golden, release.card)
+    artifacts = replace(artifacts_of(release), score_graph=poisoned)
     before = sorted(release.root.rglob("*"))
     with pytest.raises(ReleaseError, match="not all of its values are finite"):
         publish(release.root, release.contract, artifacts)

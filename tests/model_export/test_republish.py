@@ -23,7 +23,7 @@ def test_the_champion_is_published_under_other_names(pristine: Release, tmp_path
     second = read_release(tmp_path, "second", 1)
     assert second.contract == replace(pristine.contract, model="second")
     assert read_release(tmp_path, "engagement", 1).contract.digest == pristine.contract.digest
-    for directory in (second.directory, second.explain_directory):
+    for directory in (second.directory, (second.root / second.graph_name("fast"))):
         [noted] = [entry for entry in onnx.load(graph_file(directory)).metadata_props if entry.key == CONTRACT_KEY]
         assert noted.value == second.contract.digest != pristine.contract.digest
 
@@ -32,7 +32,7 @@ def test_it_gives_the_same_answers(pristine: Release, tmp_path: Path) -> None:
     [copy] = republish(pristine.root, tmp_path, ["copy"])
 
     with np.load(copy.golden, allow_pickle=False) as golden:
-        answers = Session(graph_file(copy.explain_directory), EXPLAIN_OUTPUTS).run(
+        answers = Session(graph_file(copy.root / copy.graph_name("fast")), EXPLAIN_OUTPUTS).run(
             golden["numeric"], golden["categorical"]
         )
         for output in EXPLAIN_OUTPUTS:

@@ -69,7 +69,7 @@ def run(make: Make, scenario: Scenario) -> None:
 
 
 def graph_of(release: Release, lane: str) -> ReleaseGraph:
-    scores, explanations = release.graphs()
+    scores, explanations, *_ = release.graphs()
     return explanations if lane == "explain" else scores
 
 

@@ -27,7 +27,7 @@ class Watched(Graph):
     """Notes down which thread each run is on."""
 
     def __init__(self, graph: Graph, cost: Cost) -> None:
-        self.session, self.outputs, self.explains = graph.session, graph.outputs, graph.explains
+        self.session, self.outputs, self.explained_rows = graph.session, graph.outputs, graph.explained_rows
         self.cost = cost
         self.threads: list[str] = []
 
@@ -42,7 +42,7 @@ def inputs(release: Release, rows: int) -> Tensors:
 
 
 def on_loaded(release: Release, scenario: Callable[[EmbeddedBackend], Awaitable[None]]) -> None:
-    """Runs the scenario on a backend that has loaded both graphs."""
+    """Runs the scenario on a backend that has loaded all graphs."""
 
     async def run() -> None:
         backend = EmbeddedBackend()
@@ -70,7 +70,7 @@ def on_loaded(release: Release, scenario: Callable[[EmbeddedBackend], Awaitable[
 def test_cheap_batches_run_on_the_loop_and_dear_ones_in_the_thread_of_their_lane(
     release: Release, lane: str, rows: int, row_s: float, thread: str
 ) -> None:
-    name = release.name if lane == "predict" else release.explain_name
+    name = release.name if lane == "predict" else release.graph_name("fast")
 
     async def scenario(backend: EmbeddedBackend) -> None:
         graph = backend.graphs[name] = Watched(backend.graphs[name], Fixed(0.0, row_s))
@@ -169,4 +169,4 @@ def test_bytes_marked_as_onnx_runtimes_own_format_are_read_as_the_onnx_that_was_
 
     with pytest.raises(Exception, match="ORT model verification failed"):
         ort.InferenceSession(marked, providers=["CPUExecutionProvider"])
-    assert EmbeddedBackend()._open(marked, explains=False).outputs == ["scores"]
+    assert EmbeddedBackend()._open(marked, None).outputs == ["scores"]

@@ -6,9 +6,10 @@ from pathlib import Path
 import requests
 
 from feature_client.mirror import push, push_routes
-from feature_client.release import Release, graph_file
+from feature_client.release import Release
 from feature_client.signature import SigningKey, write_key_pair
-from model_export.publish import Artifacts, publish
+from model_export.publish import publish
+from model_export.republish import artifacts_of
 from tests.service.conftest import Start
 from tests.service.test_operations import answered_by, set_champion, until
 
@@ -49,9 +50,7 @@ def test_with_a_key_what_nobody_signed_is_not_promoted(
 ) -> None:
     root = Path(shutil.copytree(release.root, tmp_path / "models"))
     key = SigningKey.read(write_key_pair(tmp_path / "release.key").with_suffix(""))
-    artifacts = Artifacts(
-        graph_file(release.directory), graph_file(release.explain_directory), release.golden, release.card
-    )
+    artifacts = artifacts_of(release)
     for signer in (key, None):
         publish(root, release.contract, artifacts, signer)
     set_champion(root, 2)

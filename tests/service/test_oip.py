@@ -117,10 +117,10 @@ def post_binary(url: str, head: JSON | bytes, behind: bytes, header: object = No
 
 
 def runtime(
-    release: Release, rows: Mapping[str, npt.NDArray[Any]], *, explains: bool
+    release: Release, rows: Mapping[str, npt.NDArray[Any]], explainer: str | None
 ) -> Mapping[str, npt.NDArray[Any]]:
     """What ONNX Runtime itself says of the same file."""
-    session = ort.InferenceSession(str(graph_file(release.explain_directory if explains else release.directory)))
+    session = ort.InferenceSession(str(graph_file(release.root / release.graph_name(explainer))))
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(rows)), strict=True))
 
@@ -188,14 +188,14 @@ def test_tensors_get_the_answers_of_the_graph(
 
     assert (answer["model_name"], answer["model_version"]) == ("engagement", release.version)
     assert [output["name"] for output in answer["outputs"]] == ["scores"]
-    assert (discrepancy(values(answer, "scores"), runtime(release, rows, explains=False)["scores"]) <= 1).all()
+    assert (discrepancy(values(answer, "scores"), runtime(release, rows, None)["scores"]) <= 1).all()
 
 
 def test_tensors_are_explained(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
     few = {name: tensor[:32] for name, tensor in rows.items()}
     answer = infer(url, tensors(few), "engagement.explain")
 
-    expected = runtime(release, few, explains=True)
+    expected = runtime(release, few, "fast")
     scale = attribution_scale(expected["attributions"], expected["base"])
     assert {output["name"] for output in answer["outputs"]} == set(expected)
     for name, tensor in expected.items():
@@ -218,8 +218,8 @@ def test_triton_behind_the_gateway_gives_the_answers_of_the_graph(
         scored, explained = infer(url, tensors(rows)), infer(url, tensors(few), "engagement.explain")
         by_id = infer(url, ids(*customers))
 
-    assert (discrepancy(values(scored, "scores"), runtime(release, rows, explains=False)["scores"]) <= 1).all()
-    expected = runtime(release, few, explains=True)
+    assert (discrepancy(values(scored, "scores"), runtime(release, rows, None)["scores"]) <= 1).all()
+    expected = runtime(release, few, "fast")
     scale = attribution_scale(expected["attributions"], expected["base"])
     assert (discrepancy(values(explained, "attributions"), expected["attributions"], scale) <= 1).all()
     assert values(by_id, "status").tolist() == ["ok"] * 3
@@ -299,7 +299,7 @@ def test_outputs_are_those_asked_for_each_as_it_is_wanted(url: str, customers: l
 def test_the_largest_requests_are_answered(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
     many = {name: np.resize(tensor, (1_000, tensor.shape[1])) for name, tensor in rows.items()}
 
-    expected = runtime(release, many, explains=False)["scores"]
+    expected = runtime(release, many, None)["scores"]
     assert (discrepancy(values(infer(url, tensors(many)), "scores"), expected) <= 1).all()
     assert post_binary(url, *binary(many)).status_code == 200
     assert values(infer(url, ids(*(f"m{n}" for n in range(1_000)))), "scores").shape == (1_000, 3)
@@ -338,7 +338,7 @@ def test_the_route_decides_for_customers_and_the_champion_has_the_tensors(
 
 
 def test_those_who_ask_together_get_their_own(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
-    expected = runtime(release, rows, explains=True)
+    expected = runtime(release, rows, "fast")
     bodies = [
         tensors({name: tensor[row : row + 1] for name, tensor in rows.items()}) for row in range(len(expected["base"]))
     ]
@@ -361,7 +361,7 @@ def test_a_version_in_the_path_is_the_one_that_answers(
     for asked, answers in (("engagement/versions/1", release), (path, two_releases)):
         answer = infer(url, tensors(rows), asked)
         assert answer["model_version"] == answers.version
-        assert (discrepancy(values(answer, "scores"), runtime(answers, rows, explains=False)["scores"]) <= 1).all()
+        assert (discrepancy(values(answer, "scores"), runtime(answers, rows, None)["scores"]) <= 1).all()
         assert set(values(infer(url, ids("c1", "c2"), asked), "version")) == {answers.version}
     assert requests.get(f"{url}/v2/models/{path}/ready", timeout=5).json()["ready"] is True
     refused(requests.get(f"{url}/v2/models/engagement/versions/99/ready", timeout=5), 404, "unknown_model")
@@ -872,7 +872,7 @@ def test_whatever_is_sent_is_read_or_refused(release: Release, sent: tuple[bytes
         if "customer_id" in inputs:
             assert 1 <= len(entities_of(inputs, ["customer_id"], 1_000)) <= 1_000
         elif {"numeric", "categorical"} <= inputs.keys():
-            rows = tensor_rows(schema, inputs, explains=False)
+            rows = tensor_rows(schema, inputs, 1_000)
             assert 1 <= len(rows) <= 1_000
             assert not np.isinf(rows.tensors["numeric"]).any()
             assert (rows.tensors["categorical"] >= 0).all()

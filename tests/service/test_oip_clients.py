@@ -100,7 +100,7 @@ def test_triton_infers_tensors(
     outputs = [triton.InferRequestedOutput("scores", binary_data=binary_out)]
     result = client.infer("engagement", tensors(rows, binary=binary_in), outputs=outputs, request_id="42")
 
-    assert same(result.as_numpy("scores"), runtime(release, rows, explains=False)["scores"])
+    assert same(result.as_numpy("scores"), runtime(release, rows, None)["scores"])
     assert result.get_response()["id"] == "42"
     assert result.get_response()["model_version"] == release.version
 
@@ -140,7 +140,7 @@ def test_triton_infers_in_the_background(
 ) -> None:
     waiting = [client.async_infer("engagement", tensors(rows)) for _ in range(3)]
 
-    expected = runtime(release, rows, explains=False)["scores"]
+    expected = runtime(release, rows, None)["scores"]
     assert all(same(one.get_result().as_numpy("scores"), expected) for one in waiting)
 
 
@@ -189,7 +189,7 @@ def test_kserve(
 
     assert found["live"] is found["ready"] is found["model_ready"] is True
     for name, asked in (("json", {one: np.nan_to_num(tensor) for one, tensor in rows.items()}), ("binary", rows)):
-        assert same(found[f"tensors, {name}"]["scores"], runtime(release, asked, explains=False)["scores"])
+        assert same(found[f"tensors, {name}"]["scores"], runtime(release, asked, None)["scores"])
         by_id = found[f"ids, {name}"]
         assert by_id["status"] == ["ok", "ok", "unknown_entity"]
         assert by_id["version"] == [release.version] * 3

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from feature_client.release import Release, list_versions, read_release
 from feature_client.repository import LEFTOVER_AGE_S, prunable, prune, take_inventory
 from feature_client.routes import Canary, Route, change_route, read_routes
 from model_export.pipeline import write_run
-from model_export.publish import Artifacts, publish, set_champion
-from model_export.republish import take_over
+from model_export.publish import publish, set_champion
+from model_export.republish import artifacts_of, take_over
 from service import cli, watching
 from service.local_triton import LocalTriton
 from tests.model_export.tiny_release import build_tiny_release, tiny_run
@@ -163,12 +163,7 @@ def test_verify_proves_the_golden_rows(rapport: Rapport, release: Release, tmp_p
     mixed = publish(
         root,
         other.contract,
-        Artifacts(
-            other.directory / "1" / "model.onnx",
-            other.explain_directory / "1" / "model.onnx",
-            stranger.golden,
-            other.card,
-        ),
+        replace(artifacts_of(other), golden=stranger.golden),
     )
 
     said = rapport("verify", "engagement", mixed.version, "--models", root)

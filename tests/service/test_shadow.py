@@ -21,8 +21,8 @@ from redis import Redis
 from typer.testing import CliRunner, Result
 
 import service.shadow
-from feature_client.golden import Tensors
-from feature_client.release import Release, graph_file, read_release
+from feature_client.golden import Tensors, golden_name
+from feature_client.release import Release, read_release
 from model_export.publish import Artifacts, publish
 from model_export.verify import Session
 from service.app import create_app
@@ -60,11 +60,14 @@ Edit = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 def published_again(release: Release, scratch: Path, edits: Mapping[str, Edit]) -> Release:
-    """The release as the next version, with some weights edited in both graphs, and golden answers that agree."""
-    score, explain, golden = scratch / "score.onnx", scratch / "explain.onnx", scratch / "golden.npz"
+    """The release as the next version, with some weights edited in every graph, and golden answers that agree."""
     scratch.mkdir()
-    for directory, path in ((release.directory, score), (release.explain_directory, explain)):
-        model = onnx.load(graph_file(directory))
+    inputs = release.graphs()[0].golden.tensors
+    answers: dict[str, npt.NDArray[Any]] = {}
+    files: dict[str | None, Path] = {}
+    for graph in release.graphs():
+        files[graph.explainer] = path = scratch / f"{graph.name}.onnx"
+        model = onnx.load(graph.file)
         found = set()
         for weights in model.graph.initializer:
             name = weights.name.removeprefix("network.")
@@ -74,10 +77,12 @@ def published_again(release: Release, scratch: Path, edits: Mapping[str, Edit]) 
                 found.add(name)
         assert found == set(edits)
         path.write_bytes(model.SerializeToString())
-    inputs = release.graphs()[0].golden.tensors
-    answers = Session(explain, ("scores", "attributions", "base")).run(inputs["numeric"], inputs["categorical"])
-    np.savez(golden, **inputs, **answers)  # type: ignore[arg-type]
-    return publish(release.root, release.contract, Artifacts(score, explain, golden, release.card))
+        given = Session(path, tuple(graph.outputs(1))).run(inputs["numeric"], inputs["categorical"])
+        answers |= {golden_name(graph.explainer, output): values for output, values in given.items()}
+    np.savez(scratch / "golden.npz", **inputs, **answers)  # type: ignore[arg-type]
+    graphs = {explainer: path for explainer, path in files.items() if explainer is not None}
+    artifacts = Artifacts(files[None], graphs, scratch / "golden.npz", release.card)
+    return publish(release.root, release.contract, artifacts)
 
 
 def flipped(heads: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
