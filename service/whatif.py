@@ -16,11 +16,13 @@ from service.asker import Asker
 from service.backends import check_outputs
 from service.coalescer import Run
 from service.errors import DeadlineExceeded, Overloaded
+from service.explainers import DEFAULT
 from service.oip_tensors import Inferred, TensorRows
 from service.predictor import Predictor
+from service.protocol import PredictRequest
 from service.queues import Limits, Queues
 from service.releases import Loaded
-from service.scoring import Scored, Work
+from service.scoring import Scored
 from service.whatif_answers import Pursuit, swept_of, unscored
 from service.whatif_protocol import WhatIfRequest, WhatIfResponse
 from service.whatif_question import Question, question_of
@@ -47,14 +49,11 @@ class WhatIf:
         """Raises the errors of service/errors.py."""
         served = self.predictor.releases.find(request.model)
         [(loaded, _)] = served.arms([request.entity], request.version)
-        asker.model, asker.rows = loaded.release.contract.model, 1
-        question = question_of(request, loaded, rejects_unknown=served.route.unknown == "reject")
+        question = question_of(request, loaded)
         self.admission.enter("explain", question.admitted_rows)
         try:
-            now = time.monotonic()
-            asker.stages["admit"], asker.since = now - asker.since, now
-            snapshot, explained = await self._snapshot(loaded, question.work, asker)
-            _note(asker, snapshot.stages)
+            # Nothing is waited for before the routes are looked at again: they are still what they were.
+            snapshot, explained = await self._snapshot(request, asker)
             answer = _as_it_is(question, snapshot, asker.request_id, explained=explained)
             if answer.prediction.scores is not None:
                 await self._vary(loaded, question, snapshot, answer, asker)
@@ -65,24 +64,19 @@ class WhatIf:
     def close(self) -> None:
         self.queues.close()
 
-    async def _snapshot(self, loaded: Loaded, work: Work, asker: Asker) -> tuple[Scored, bool]:
-        """The customer as it is, and whether with reasons."""
-        lane = self._enter()
+    async def _snapshot(self, request: WhatIfRequest, asker: Asker) -> tuple[Scored, bool]:
+        """The customer as it is, and whether with reasons: they are shed first."""
+        prediction = PredictRequest(
+            model=request.model, version=request.version, entities=[request.entity], features=request.features
+        )
+        explained = True
         try:
-            queue = self.predictor.queues.of(loaded, explains=lane == "explain")
-            [scored] = await queue.submit(work, asker)
-        finally:
-            self.admission.leave(lane, 1)
-        return scored, lane == "explain"
-
-    def _enter(self) -> str:
-        """The lane that has room for the customer as it is: reasons are shed first. Raises Overloaded."""
-        try:
-            self.admission.enter("explain", 1)
+            _, [answered] = await self.predictor.outputs(prediction, DEFAULT.explainer, asker)
         except Overloaded:
-            self.admission.enter("predict", 1)
-            return "predict"
-        return "explain"
+            explained = False
+            _, [answered] = await self.predictor.outputs(prediction, None, asker)
+        [snapshot] = answered.parts
+        return snapshot, explained
 
     async def _vary(
         self, loaded: Loaded, question: Question, snapshot: Scored, answer: WhatIfResponse, asker: Asker
@@ -113,7 +107,7 @@ class WhatIf:
             return np.empty((0, len(contract.tasks)))
         varied = contract.schema.vary(base, variations)
         asked = time.monotonic()
-        parts = await self.queues.of(loaded, explains=False).submit(TensorRows(varied.tensors), asker)
+        parts = await self.queues.of(loaded, None).submit(TensorRows(varied.tensors), asker)
         # What is worked out around the inferences goes with writing the answer: only the waiting is taken out of it.
         since, asker.since = asker.since, asked
         _note(asker, {"infer": sum(part.seconds for part in parts)})
@@ -121,21 +115,19 @@ class WhatIf:
         scores = np.concatenate([part.outputs["scores"] for part in parts]).astype(np.float64)
         return np.where(contract.eligible(varied), scores, np.nan)
 
-    def _inferring(self, loaded: Loaded, name: str) -> Run[TensorRows, Inferred]:
+    def _inferring(self, loaded: Loaded, _: str | None) -> Run[TensorRows, Inferred]:
         """Scores variations, of one or several customers. They are no predictions, and are not counted as such."""
 
         async def infer(
             batch: Sequence[TensorRows], seconds: float, has_read: Callable[[], None]
         ) -> list[Inferred | Exception]:
             has_read()
-            return await self._infer(loaded, name, batch, seconds)
+            return await self._infer(loaded, batch, seconds)
 
         return infer
 
-    async def _infer(
-        self, loaded: Loaded, name: str, batch: Sequence[TensorRows], seconds: float
-    ) -> list[Inferred | Exception]:
-        started = time.monotonic()
+    async def _infer(self, loaded: Loaded, batch: Sequence[TensorRows], seconds: float) -> list[Inferred | Exception]:
+        started, name = time.monotonic(), loaded.release.name
         tensors = {key: np.concatenate([part.tensors[key] for part in batch]) for key in batch[0].tensors}
         ends = list(itertools.accumulate(map(len, batch)))
         self.predictor.metrics.batch("infer", ends[-1])

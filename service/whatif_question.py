@@ -10,9 +10,9 @@ from feature_client.contract import Contract
 from feature_client.online.reader import EntityError
 from feature_client.schema import Override, OverrideError
 from service.errors import InvalidEntity, InvalidFeature, InvalidRequest
+from service.explainers import DEFAULT
 from service.protocol import MAX_EXPLAINED
 from service.releases import Loaded
-from service.scoring import Work
 from service.whatif_protocol import MAX_GRID, Goal, WhatIfRequest
 from service.whatif_search import most_rows, reference_values
 
@@ -25,7 +25,7 @@ class Question:
     """A request that a release can be asked.
 
     swept: the features of the sweep, with its values. candidates: what the goal may be reached by, with those values
-    that are tried at first. work: the customer as it is.
+    that are tried at first.
     """
 
     request: WhatIfRequest
@@ -33,7 +33,6 @@ class Question:
     tasks: Sequence[str]
     swept: Values
     candidates: Values
-    work: Work
 
     @cached_property
     def points(self) -> list[dict[str, Override]]:
@@ -51,14 +50,14 @@ class Question:
         """
         schema = self.contract.schema
         features = [(schema.by_name[name], values) for name, values in self.candidates.items()]
-        explained = next(iter(self.contract.explanation.explainers.values()))
+        explained = self.contract.explanation.explainers[DEFAULT.explainer]
         return min(math.ceil((len(self.points) + most_rows(features)) / explained.rows), MAX_EXPLAINED)
 
 
-def question_of(request: WhatIfRequest, loaded: Loaded, *, rejects_unknown: bool) -> Question:
+def question_of(request: WhatIfRequest, loaded: Loaded) -> Question:
     """Raises InvalidRequest, InvalidEntity, InvalidFeature."""
     contract = loaded.release.contract
-    work = _work(request, loaded, rejects_unknown=rejects_unknown)
+    _check_entity(request, loaded)
     for position, task in enumerate(request.tasks or ()):
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
@@ -67,21 +66,19 @@ def question_of(request: WhatIfRequest, loaded: Loaded, *, rejects_unknown: bool
     if request.goal is not None:
         _check_goal(request.goal, contract)
         candidates = _candidates(request, contract)
-    return Question(request, contract, request.tasks or contract.task_names, swept, candidates, work)
+    return Question(request, contract, request.tasks or contract.task_names, swept, candidates)
 
 
-def _work(request: WhatIfRequest, loaded: Loaded, *, rejects_unknown: bool) -> Work:
+def _check_entity(request: WhatIfRequest, loaded: Loaded) -> None:
+    """What predict would refuse, too, but by places in a list."""
     try:
-        keys = loaded.plan.keys([request.entity])
+        loaded.plan.keys([request.entity])
     except EntityError as exc:
         raise InvalidEntity(f"entity: {exc}") from exc
-    held = [request.features] if request.features else None
     try:
-        loaded.release.contract.schema.check_overrides(held or ())
+        loaded.release.contract.schema.check_overrides([request.features or {}])
     except OverrideError as exc:
         raise InvalidFeature(f"features: {exc}") from exc
-    # Shadows are compared on what customers get, and not on what somebody plays with.
-    return Work([request.entity], keys, held, rejects_unknown, is_routed=False)
 
 
 def _swept(request: WhatIfRequest, contract: Contract) -> Values:
