@@ -12,6 +12,7 @@ import numpy.typing as npt
 from feature_client.contract import Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
+from feature_client.texts import FeatureTexts, Frames, Texts
 from model_export.pipeline import Run, publish_run, train_run
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import engagement_tasks
@@ -36,6 +37,29 @@ GROUPS = {
     "engagement": "How they engage",
     "context": "Where and when",
 }
+
+TEXTS = {
+    "en": Texts(
+        features={
+            "days_since_purchase": FeatureTexts(say="no purchase for {value}", say_missing="no purchase so far"),
+            "orders_90d": FeatureTexts(say="{value} in 90 days", say_zero="no order in 90 days"),
+        },
+        tasks={"churn_90d": "churn"},
+        units={"days": "day|days", "orders": "order|orders"},
+        currencies={"GBP": "£{number}"},
+    ),
+    "de": Texts(
+        frames=Frames(
+            number="1.234,5",
+            raises="{what}: erhöht {task} um {amount}",
+            lowers="{what}: senkt {task} um {amount}",
+            points="{number} {Prozentpunkt|Prozentpunkte}",
+        ),
+        features={"days_since_purchase": FeatureTexts(say="kein Kauf seit {number} {Tag|Tagen}")},
+        tasks={"churn_90d": "die Abwanderung"},
+    ),
+}
+"""Some words in two languages; the rest falls back."""
 
 
 def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
@@ -75,7 +99,13 @@ def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
     kept = tuple(feature for feature in tagged if feature.name not in without)
     groups = {group: label for group, label in GROUPS.items() if any(feature.group == group for feature in kept)}
     entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
-    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups)
+    texts = {language: _texts_of(kept, texts) for language, texts in TEXTS.items()}
+    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups, texts=texts)
+
+
+def _texts_of(features: Sequence[Feature], texts: Texts) -> Texts:
+    names = {feature.name for feature in features}
+    return replace(texts, features={name: said for name, said in texts.features.items() if name in names})
 
 
 @dataclass(frozen=True)
