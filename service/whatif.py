@@ -7,20 +7,21 @@ and the score graph those of its variations, which are rows of the same snapshot
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from feature_client.contract import EXPLAINERS
 from feature_client.schema import Encoded, FloatArray, Override
-from service.answers import explanations_of
 from service.asker import Asker
 from service.backends import check_outputs
 from service.coalescer import Run
 from service.errors import DeadlineExceeded, Overloaded
-from service.explainers import DEFAULT
 from service.oip_tensors import Inferred, TensorRows
 from service.predictor import Predictor
 from service.protocol import PredictRequest
 from service.queues import Limits, Queues
+from service.reasons import Asked
 from service.releases import Loaded
 from service.scoring import Scored
 from service.whatif_answers import Pursuit, swept_of, unscored
@@ -54,7 +55,11 @@ class WhatIf:
         try:
             # Nothing is waited for before the routes are looked at again: they are still what they were.
             snapshot, explained = await self._snapshot(request, asker)
-            answer = _as_it_is(question, snapshot, asker.request_id, explained=explained)
+            answer = _as_it_is(question, snapshot, asker.request_id)
+            if explained:
+                await self.predictor.turns.take([partial(_explain, loaded, question, snapshot)])
+            else:
+                answer.note += NO_REASONS
             if answer.prediction.scores is not None:
                 await self._vary(loaded, question, snapshot, answer, asker)
         finally:
@@ -71,7 +76,7 @@ class WhatIf:
         )
         explained = True
         try:
-            _, [answered] = await self.predictor.outputs(prediction, DEFAULT.explainer, asker)
+            _, [answered] = await self.predictor.outputs(prediction, EXPLAINERS[0], asker)
         except Overloaded:
             explained = False
             _, [answered] = await self.predictor.outputs(prediction, None, asker)
@@ -152,23 +157,32 @@ def _note(asker: Asker, spent: Mapping[str, float]) -> None:
         asker.stages[stage] = asker.stages.get(stage, 0.0) + seconds
 
 
-def _as_it_is(question: Question, snapshot: Scored, request_id: str, *, explained: bool) -> WhatIfResponse:
-    """The answer with the customer as it is; what is asked about variations of it is still null."""
-    request, contract = question.request, question.contract
+def _as_it_is(question: Question, snapshot: Scored, request_id: str) -> WhatIfResponse:
+    """The answer with the customer as it is, without reasons; what is asked about variations of it is still null."""
+    request = question.request
     [prediction] = snapshot.predictions
     prediction.explanations = None
-    if explained and prediction.scores is not None:
-        prediction.explanations = explanations_of(
-            contract, snapshot.encoded, snapshot.outputs, snapshot.first, question.tasks, request.top
-        )
-    note = NOTE if explained else NOTE + NO_REASONS
-    answer = WhatIfResponse(contract.model, request_id, snapshot.as_of, prediction, note)
+    answer = WhatIfResponse(question.contract.model, request_id, snapshot.as_of, prediction, NOTE)
     if request.sweep is not None:
         answer.sweep = None
     if request.goal is not None:
         answer.goal = unscored(request.goal)
         answer.changes = answer.unreachable = None
     return answer
+
+
+def _explain(loaded: Loaded, question: Question, snapshot: Scored) -> None:
+    [prediction] = snapshot.predictions
+    request = question.request
+    if prediction.scores is not None:
+        prediction.explanations = loaded.reasons.explanations(
+            Asked(request.tasks, request.top, language=request.language),
+            snapshot.encoded,
+            snapshot.outputs,
+            snapshot.first,
+            snapshot.as_of,
+            prediction.not_applicable,
+        )
 
 
 def _pursuit(question: Question, answer: WhatIfResponse, current: Mapping[str, Override]) -> Pursuit | None:

@@ -9,7 +9,7 @@ from feature_client.contract import Task
 from feature_client.schema import Feature, FloatArray, Override
 from service.whatif_protocol import Change, Goal, GoalReport, Swept, Unreachable
 from service.whatif_question import Question
-from service.whatif_search import WHOLE, Crossing, Search, Target, Trial, percentile, segment_target, trials_of
+from service.whatif_search import WHOLE, Crossing, Search, Target, Trial, segment_target, trials_of
 
 Current = Mapping[str, Override]
 """The customer's own values, as the model reads them: feature -> value, null for missing."""
@@ -84,27 +84,28 @@ class Pursuit:
         return trials
 
     def _change(self, crossing: Crossing) -> Change:
-        feature, reference = crossing.feature, self.question.contract.reference[crossing.feature.name]
-        start, to, before = self._start(feature), crossing.value, crossing.before
-        resolution = distance = None
-        observed = True  # of a category: it is of the vocabulary
-        if isinstance(start, int | float) and isinstance(to, int | float) and isinstance(before, int | float):
-            resolution = abs(to - before)
-            distance = abs(percentile(reference, to) - percentile(reference, start))
-            observed = reference.quantiles[0] <= to <= reference.quantiles[-1]
-        return Change(
+        feature, value, before = crossing.feature, crossing.value, crossing.before
+        change = Change(
             feature=feature.name,
-            label=feature.label,
-            unit=feature.unit,
+            label=self.question.wording.labels[feature.name],
+            unit=self.question.units[feature.name],
             start=_counted(feature, self.current[feature.name]),
-            to=to,
-            resolution=resolution,
+            to=value,
+            resolution=None,
             before=self.score,
             after=crossing.score,
             segment=self.task.segment(crossing.score),
-            distance=distance,
-            observed=observed,
+            distance=None,
+            observed=True,  # of a category: it is of the vocabulary
         )
+        start = self._start(feature)
+        if isinstance(start, int | float) and isinstance(value, int | float) and isinstance(before, int | float):
+            reference = self.question.contract.reference[feature.name]
+            here, there = reference.percentile(start), reference.percentile(value)
+            change.resolution = abs(value - before)
+            change.distance = None if here is None or there is None else round(abs(there - here), 1)
+            change.observed = reference.quantiles[0] <= value <= reference.quantiles[-1]
+        return change
 
     def _unreachable(self, name: str) -> Unreachable:
         feature = self._feature(name)
@@ -115,7 +116,7 @@ class Pursuit:
             why = "missing"
         as_it_is = (_counted(feature, self.current[name]), self.score)
         to, score = self.target.better(as_it_is, self.search.best.get(name, as_it_is))
-        return Unreachable(name, feature.label, why, score, to)
+        return Unreachable(name, self.question.wording.labels[name], why, score, to)
 
     def _start(self, feature: Feature) -> Override:
         """What a change starts from: where a value is missing that should be there, the default that the graph takes.

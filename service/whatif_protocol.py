@@ -51,6 +51,7 @@ class WhatIfRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="The k largest reasons; the rest is summed up in one reason `other`."),
     ] = None
+    language: Annotated[str, Meta(description="Of labels and sentences, as in `de`: one that the release has.")] = "en"
 
     def __post_init__(self) -> None:
         if self.sweep is None and self.goal is None:

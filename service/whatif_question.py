@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from feature_client.contract import Contract
+from feature_client.contract import EXPLAINERS, Contract
 from feature_client.online.reader import EntityError
 from feature_client.schema import Override, OverrideError
 from service.errors import InvalidEntity, InvalidFeature, InvalidRequest
-from service.explainers import DEFAULT
 from service.protocol import MAX_EXPLAINED
 from service.releases import Loaded
 from service.whatif_protocol import MAX_GRID, Goal, WhatIfRequest
 from service.whatif_search import most_rows, reference_values
+from service.wording import Wording
 
 Values = Mapping[str, Sequence[Override]]
 """Feature -> values of it that are tried."""
@@ -24,12 +24,14 @@ Values = Mapping[str, Sequence[Override]]
 class Question:
     """A request that a release can be asked.
 
-    swept: the features of the sweep, with its values. candidates: what the goal may be reached by, with those values
-    that are tried at first.
+    units: of features, by name. swept: the features of the sweep, with their values. candidates: what the goal may be
+    reached by, with those values that are tried at first.
     """
 
     request: WhatIfRequest
     contract: Contract
+    wording: Wording
+    units: Mapping[str, str]
     tasks: Sequence[str]
     swept: Values
     candidates: Values
@@ -50,8 +52,8 @@ class Question:
         """
         schema = self.contract.schema
         features = [(schema.by_name[name], values) for name, values in self.candidates.items()]
-        explained = self.contract.explanation.explainers[DEFAULT.explainer]
-        return min(math.ceil((len(self.points) + most_rows(features)) / explained.rows), MAX_EXPLAINED)
+        explained = max(self.contract.explanation.explainers[EXPLAINERS[0]].rows, 1)
+        return min(math.ceil((len(self.points) + most_rows(features)) / explained), MAX_EXPLAINED)
 
 
 def question_of(request: WhatIfRequest, loaded: Loaded) -> Question:
@@ -61,12 +63,15 @@ def question_of(request: WhatIfRequest, loaded: Loaded) -> Question:
     for position, task in enumerate(request.tasks or ()):
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
+    wording = loaded.reasons.wording(request.language)
     swept = _swept(request, contract)
     candidates: Values = {}
     if request.goal is not None:
         _check_goal(request.goal, contract)
         candidates = _candidates(request, contract)
-    return Question(request, contract, request.tasks or contract.task_names, swept, candidates)
+    return Question(
+        request, contract, wording, loaded.reasons.units, request.tasks or contract.task_names, swept, candidates
+    )
 
 
 def _check_entity(request: WhatIfRequest, loaded: Loaded) -> None:

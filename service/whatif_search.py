@@ -164,14 +164,6 @@ def reference_values(contract: Contract, feature: Feature, *, missing: bool) -> 
     return [*words[: GRID - 1], None] if missing and feature.nullable else words[:GRID]
 
 
-def percentile(reference: Distribution, value: float) -> float:
-    """0 to 100. A value that many have stands in their middle."""
-    positions = np.linspace(0.0, 100.0, len(reference.quantiles))
-    values, first, count = np.unique(reference.quantiles, return_index=True, return_counts=True)
-    middles = (positions[first] + positions[first + count - 1]) / 2
-    return float(np.interp(value, values, middles))
-
-
 def steps_between(feature: Feature, near: Override, far: Override) -> list[Override]:
     """Round numbers between two, from `near` on; for counts whole ones. Categories have nothing in between."""
     if feature.kind == "category":

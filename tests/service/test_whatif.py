@@ -171,6 +171,16 @@ def test_the_customer_as_it_is_is_what_explain_says(url: str) -> None:
     assert "held" in answer["note"]
 
 
+def test_labels_and_reasons_are_in_the_language_that_is_asked_for(url: str) -> None:
+    answer = ask(url, goal={"task": "purchase_30d", "at_least": 0.99}, language="de")
+    [*_, last] = answer["prediction"]["explanations"]["churn_90d"]["reasons"]
+    assert "Abwanderung" in last["sentence"]
+
+    body = {"entity": C1, "sweep": [{"feature": "orders_90d"}], "language": SECRET}
+    problem = check(requests.post(f"{url}/v1/whatif", json=body, timeout=10), 422, "invalid_request")
+    assert str(problem["detail"]).startswith("language:")
+
+
 # Goals
 
 
@@ -347,7 +357,7 @@ def test_distance_is_in_percentile_points_of_the_reference(
     above = quantiles[quantiles > 0]
     points = np.interp([change["from"], change["to"]], above, np.linspace(0, 100, 21)[quantiles > 0])
 
-    assert change["distance"] == pytest.approx(abs(points[1] - points[0]))
+    assert change["distance"] == pytest.approx(abs(points[1] - points[0]), abs=0.11)  # of two tenths
 
 
 @pytest.mark.parametrize(("sessions", "segment"), [(0, "low"), (60, "high")])
