@@ -15,6 +15,7 @@ COMPONENTS = (
     whatif_protocol.WhatIfRequest,
     whatif_protocol.WhatIfResponse,
     protocol.ModelList,
+    protocol.ImportanceResponse,
     protocol.Problem,
     oip_protocol.InferRequest,
     oip_protocol.InferResponse,
@@ -25,6 +26,19 @@ COMPONENTS = (
 
 KEY: dict[str, Any] = {"security": [{"key": []}]}
 """`openapi_extra` of an endpoint that needs a key."""
+
+IMPORTANCE: dict[str, Any] = KEY | {
+    "parameters": [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
+        {
+            "name": "version",
+            "in": "query",
+            "description": "A release that is loaded. Default: the champion.",
+            "schema": {"type": "string"},
+        },
+    ]
+}
+"""`openapi_extra` of the importance of a model's features."""
 
 
 class Gateway(FastAPI):

@@ -1,6 +1,7 @@
 """A small release, really trained, exported, verified and published, without Feast or Redis: for every test that
 needs a model repository."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from feature_client.contract import Task
+from feature_client.contract import CONTRACT_KEY, Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
 from feature_client.texts import FeatureTexts, Frames, Texts
 from model_export.pipeline import Run, publish_run, train_run
+from model_export.publish import Artifacts, publish
+from model_export.republish import artifacts_of
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import engagement_tasks
 
@@ -175,6 +179,26 @@ def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequenc
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:
     """Publishes into the model repository `root` and makes it the champion. A run given is not trained again."""
     return publish_run(run or tiny_run(), root)
+
+
+def with_explainers(release: Release, root: Path, explainers: Sequence[str]) -> Release:
+    """The release once more in the model repository `root`, with these of its explainers alone. No route changes."""
+    explanation = release.contract.explanation
+    kept = {explainer: explanation.explainers[explainer] for explainer in explainers}
+    contract = replace(release.contract, explanation=replace(explanation, explainers=kept))
+    given = artifacts_of(release)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def stamped(graph: Path, name: str) -> Path:
+            """The contract is another one, and a graph names its own."""
+            model = onnx.load(graph)
+            onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.digest})
+            onnx.save(model, Path(scratch) / name)
+            return Path(scratch) / name
+
+        graphs = {explainer: stamped(given.explain_graphs[explainer], explainer) for explainer in explainers}
+        artifacts = Artifacts(stamped(given.score_graph, "score"), graphs, given.golden, given.card)
+        return publish(root, contract, artifacts)
 
 
 def _rows(schema: FeatureSchema, tasks: tuple[Task, ...], world: World) -> Rows:
