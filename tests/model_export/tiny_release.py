@@ -28,6 +28,9 @@ COUNTRIES = ("United Kingdom", "France", "Germany", "Eire", None)
 CATEGORIES = ("lights", "kitchen", "garden", "toys", None)
 CHANNELS = ("web", "app", "shop", None)
 
+ACTIONABLE = ("orders_90d", "spend_90d", "mean_gap_days", "sessions_30d", "preferred_channel")
+"""Features of which somebody can bring about another value."""
+
 GROUPS = {
     "recency": "How recently they bought",
     "frequency": "How often they buy",
@@ -66,9 +69,9 @@ TEXTS = {
 def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
     """12 numbers and 3 categories in 8 groups over three views, without vocabularies; less the features named."""
 
-    def number(name: str, group: str, view: str, unit: str = "") -> Feature:
+    def number(name: str, group: str, view: str, unit: str = "", dtype: str = "float64") -> Feature:
         label = name.replace("_", " ").capitalize()
-        return Feature(name, "numeric", group, label, unit, view, name, "float64", default=0.0, max_age_s=30 * DAY_S)
+        return Feature(name, "numeric", group, label, unit, view, name, dtype, default=0.0, max_age_s=30 * DAY_S)
 
     def category(name: str, group: str, view: str) -> Feature:
         return Feature(name, "category", group, name.replace("_", " ").capitalize(), "", view, name, "string")
@@ -91,12 +94,13 @@ def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
             "lifetime", "mean_gap_days", "float64", nullable=True,
         ),
         category("country", "context", "lifetime"),
-        number("sessions_30d", "engagement", "engagement", "sessions"),
+        number("sessions_30d", "engagement", "engagement", "sessions", "int64"),
         category("preferred_channel", "engagement", "engagement"),
         Feature("season_sin", "calendar", "context", "Season (sine)"),
         Feature("season_cos", "calendar", "context", "Season (cosine)"),
     )  # fmt: skip
-    kept = tuple(feature for feature in features if feature.name not in without)
+    tagged = (replace(feature, actionable=feature.name in ACTIONABLE) for feature in features)
+    kept = tuple(feature for feature in tagged if feature.name not in without)
     groups = {group: label for group, label in GROUPS.items() if any(feature.group == group for feature in kept)}
     entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
     texts = {language: _texts_of(kept, texts) for language, texts in TEXTS.items()}
