@@ -18,6 +18,7 @@ from service.backends import GOLDEN_TIMEOUT_S, Backend, BackendUnavailable, BadM
 from service.errors import NotReady, UnknownModel
 from service.explainers import Pace
 from service.metrics import Metrics
+from service.reasons import ReasonWriter
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
     from feature_client.signature import TrustedKeys
@@ -41,6 +42,7 @@ class Loaded:
     release: Release
     plan: ReadPlan
     paces: Mapping[str, Pace]
+    reasons: ReasonWriter
 
 
 class Arm(NamedTuple):
@@ -294,7 +296,8 @@ class Releases:
                 await self.backend.load(graph)
                 if graph.explainer is not None:
                     paces[graph.explainer] = await self._pace(graph)
-            loaded = Loaded(release, ReadPlan(release.contract.schema), paces)
+            reasons = await asyncio.to_thread(ReasonWriter, release.contract)
+            loaded = Loaded(release, ReadPlan(release.contract.schema), paces, reasons)
         except LOADING:
             await self._unload(release)
             raise
