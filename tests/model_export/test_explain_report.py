@@ -413,10 +413,10 @@ def test_pictures_can_be_drawn_of_anything(rows: int) -> None:
     money, long, markup = "Ca$h in $", "A label that nobody would ever read out loud, or " * 3, "<b>&"
     scale = draw.Scale.of(AMOUNT)
     huge = np.random.default_rng(0).standard_cauchy(rows) * 1e6
-    zeros, missing, few = np.zeros(rows), np.full(rows, np.nan), np.arange(rows) % 3.0
+    zeros, missing, few = np.zeros(rows), np.full(rows, np.nan), np.asarray(np.arange(rows) % 3.0, np.float64)
     quantiles = tuple(np.linspace(0, 1e6, 21))
     words = [money, long, markup] * rows
-    panels = [
+    panels: list[draw.Numbers | draw.Words] = [
         draw.Numbers(money, zeros, zeros, quantiles, str),
         draw.Numbers(long, missing, huge, (), str),
         draw.Numbers(markup, huge, huge, quantiles, str),
