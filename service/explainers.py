@@ -26,12 +26,13 @@ class Pace:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request says of how it wants to be explained. tasks: None for all.
+    """What a request says of how it wants to be explained. tasks: None for all. top: reasons of each; None for all.
 
     tolerance: largest relative error of the attributions. budget_s: longest that the graph may be expected to run.
     """
 
     tasks: Sequence[str] | None = None
+    top: int | None = None
     by_feature: bool = False
     margins: bool = False
     tolerance: float | None = None

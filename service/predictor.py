@@ -1,8 +1,11 @@
 """The request path: admit, wait for a batch, answer."""
 
 import asyncio
+import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from feature_client.clock import Clock
@@ -16,11 +19,19 @@ from service.coalescer import Coalescer, Run
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.explainers import Choice, Wish, choose, weight_of
 from service.metrics import Metrics
-from service.protocol import MAX_EXPLAINED, ExplainRequest, Prediction, PredictRequest, PredictResponse
+from service.protocol import (
+    MAX_EXPLAINED,
+    BeforeOverrides,
+    ExplainRequest,
+    Prediction,
+    PredictRequest,
+    PredictResponse,
+)
 from service.queues import Limits, Queues
 from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
 from service.shadow import Shadows
+from service.turns import Turns
 
 Done = Callable[[PredictResponse | Exception], None]
 
@@ -67,6 +78,7 @@ class Predictor:
         self.metrics = metrics
         self.shadows = shadows
         self.queues = Queues(releases, limits, self._scoring)
+        self.turns = Turns()
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
@@ -74,32 +86,26 @@ class Predictor:
             return _response(await self._scored(request, None, asker), asker)
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
-        wish = Wish()
         try:
-            answered = await self._scored(request, wish, asker)
+            return await self._explained(request, Wish(top=request.explain), asker)
         except Overloaded:
             # Reasons are shed first: the scores still come.
             response = _response(await self._scored(request, None, asker), asker)
             for prediction in response.predictions:
                 prediction.explanations = None
             return response
-        for one in answered:
-            _explain(one, wish, request.explain)
-        return _response(answered, asker)
 
     async def explain(self, request: ExplainRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
         wish = Wish(
             request.tasks,
+            request.top,
             by_feature=request.detail == "features",
             margins=request.space == "margin",
             tolerance=request.tolerance,
             budget_s=None if request.budget_ms is None else request.budget_ms / 1_000,
         )
-        answered = await self._scored(request, wish, asker)
-        for one in answered:
-            _explain(one, wish, request.top)
-        return _response(answered, asker)
+        return await self._explained(request, wish, asker)
 
     async def outputs(
         self, request: PredictRequest, explainer: str | None, asker: Asker
@@ -149,16 +155,35 @@ class Predictor:
         return served, arms
 
     async def _scored(self, request: PredictRequest | ExplainRequest, wanted: Wanted, asker: Asker) -> list[Answered]:
+        with self._admitted(request, wanted, asker) as places:
+            return await self._answered(places, asker)
+
+    async def _explained(self, request: PredictRequest | ExplainRequest, wish: Wish, asker: Asker) -> PredictResponse:
+        with self._admitted(request, wish, asker) as places:
+            answered = await self._answered(places, asker)
+            writing = time.monotonic()
+            # Of what scores and reasons are made, they are the longest piece of work on the event loop.
+            await self.turns.take(itertools.chain.from_iterable(_reasons(one, wish) for one in answered))
+            asker.stages["encode"] = asker.stages.get("encode", 0.0) + time.monotonic() - writing
+            asker.since = time.monotonic()
+            return _response(answered, asker)
+
+    @contextlib.contextmanager
+    def _admitted(
+        self, request: PredictRequest | ExplainRequest, wanted: Wanted, asker: Asker
+    ) -> Iterator[list[Place]]:
         served, arms = self._arms(request, asker)
-        lane = "predict" if wanted is None else "explain"
         places = self._admit(served, arms, wanted, request, asker)
         try:
-            if len(places) == 1:
-                parts = [await places[0].queue.submit(places[0].work, asker)]
-            else:
-                parts = await _all([place.queue.submit(place.work, asker) for place in places])
+            yield places
         finally:
-            self.admission.leave(lane, sum(place.weight for place in places))
+            self.admission.leave("predict" if wanted is None else "explain", sum(place.weight for place in places))
+
+    async def _answered(self, places: Sequence[Place], asker: Asker) -> list[Answered]:
+        if len(places) == 1:
+            parts = [await places[0].queue.submit(places[0].work, asker)]
+        else:
+            parts = await _all([place.queue.submit(place.work, asker) for place in places])
         _note([part for of_arm in parts for part in of_arm], asker)
         return [Answered(place.arm, place.choice, found) for place, found in zip(places, parts, strict=True)]
 
@@ -258,18 +283,32 @@ def _note(parts: Sequence[Scored], asker: Asker) -> None:
     stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)
 
 
-def _explain(answered: Answered, wish: Wish, top: int | None) -> None:
-    """Adds its reasons to every prediction of an arm."""
+def _reasons(answered: Answered, wish: Wish) -> Iterator[Callable[[], None]]:
+    """What adds its reasons to a prediction, for each one of an arm."""
     (loaded, _), _, parts = answered
     contract = loaded.release.contract
     tasks = wish.tasks or contract.task_names
+
+    def explain(part: Scored, prediction: Prediction, row: int) -> None:
+        if prediction.scores is None:
+            prediction.explanations = None
+            return
+        prediction.explanations = explanations_of(contract, part.encoded, part.outputs, row, tasks, wish.top)
+        if part.before is not None and (place := part.before.places.get(row)) is not None:
+            before = part.before
+            eligible = contract.eligible(before.encoded)[place]
+            scores = before.outputs["scores"][place]
+            prediction.before = BeforeOverrides(
+                scores={
+                    task: float(score) if defined else None
+                    for task, score, defined in zip(contract.task_names, scores, eligible, strict=True)
+                },
+                explanations=explanations_of(contract, before.encoded, before.outputs, place, tasks, wish.top),
+            )
+
     for part in parts:
         for row, prediction in enumerate(part.predictions, start=part.first):
-            prediction.explanations = (
-                None
-                if prediction.scores is None
-                else explanations_of(contract, part.encoded, part.outputs, row, tasks, top)
-            )
+            yield partial(explain, part, prediction, row)
 
 
 def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:

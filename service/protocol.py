@@ -107,8 +107,18 @@ class TaskExplanation(msgspec.Struct):
     reasons: list[Reason]
 
 
+class BeforeOverrides(msgspec.Struct):
+    """The same customer with stored values alone, from the same feature snapshot."""
+
+    scores: dict[str, float | None]
+    explanations: dict[str, TaskExplanation | None]
+
+
 class Prediction(msgspec.Struct, omit_defaults=True):
-    """status: ok, degraded (defaulted or stale features), unknown_entity. scores: null where not applicable."""
+    """status: ok, degraded (defaulted or stale features), unknown_entity. scores: null where not applicable.
+
+    before: of an explanation with request-time values, what it is without them.
+    """
 
     entity: dict[str, str]
     version: str
@@ -118,6 +128,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     features: FeatureReport
     not_applicable: list[str] = msgspec.field(default_factory=list)
     explanations: dict[str, TaskExplanation | None] | msgspec.UnsetType | None = msgspec.UNSET
+    before: BeforeOverrides | msgspec.UnsetType = msgspec.UNSET
 
 
 class PredictResponse(msgspec.Struct):

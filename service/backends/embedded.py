@@ -1,6 +1,9 @@
 """In-process ONNX Runtime: on the event loop while a thread would cost more than the inference, else in a thread."""
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +35,9 @@ MEASURING_S = 0.05
 
 LEARNING_RATE = 0.05
 """How much of a new measurement goes into what is expected: a few dozen batches change it, one outlier does not."""
+
+ASIDE_NICENESS = 10
+"""Of threads whose work must not take a core from predictions: beside a busy one, about a tenth of it."""
 
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
@@ -131,8 +137,8 @@ class EmbeddedBackend:
         self.options.add_session_config_entry("session.load_model_format", "ONNX")
         self.graphs: dict[str, Graph] = {}
         self.scores = ThreadPoolExecutor(1, thread_name_prefix="scores")
-        self.explanations = ThreadPoolExecutor(1, thread_name_prefix="explanations")
-        self.aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
+        self.explanations = ThreadPoolExecutor(1, thread_name_prefix="explanations", initializer=_step_back)
+        self.aside = ThreadPoolExecutor(1, thread_name_prefix="aside", initializer=_step_back)
 
     async def load(self, graph: ReleaseGraph) -> None:
         name = graph.name
@@ -180,6 +186,12 @@ class EmbeddedBackend:
 
     def _open(self, content: bytes, explained_rows: int | None) -> Graph:
         return Graph(ort.InferenceSession(content, self.options, providers=["CPUExecutionProvider"]), explained_rows)
+
+
+def _step_back() -> None:
+    """This thread runs when the event loop and the scores leave it a core. On Linux, each thread has its niceness."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ASIDE_NICENESS)
 
 
 def explained_rows_of(graph: ReleaseGraph) -> int | None:

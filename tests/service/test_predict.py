@@ -219,9 +219,10 @@ def test_predict_gives_reasons_on_request(url: str, customers: list[str]) -> Non
     assert prediction["explanations"]["churn_90d"]["score"] == prediction["scores"]["churn_90d"]
 
 
-def test_reasons_are_shed_before_scores(url: str, customers: list[str], release: Release) -> None:
+def test_reasons_are_shed_before_scores(start: Start, customers: list[str]) -> None:
+    url = start(max_inflight_explain_rows=64)
     plain = predict(url, "c1")["predictions"][0]["scores"]
-    # 64 entities may be explained at once: three requests of 32 in one tick leave one without reasons.
+    # Three requests of 32 in one tick leave one without reasons.
     body = {"entities": [{"customer_id": "c1"}] * 32, "explain": 2}
 
     def ask(_: int) -> dict:  # type: ignore[type-arg]

@@ -1,0 +1,43 @@
+"""Long work on the event loop lets others in between."""
+
+import asyncio
+import itertools
+from functools import partial
+
+import pytest
+
+from service.turns import Turns
+
+
+def test_whoever_needs_the_loop_waits_for_one_piece_whoever_has_how_many() -> None:
+    done: list[str] = []
+
+    async def other() -> None:
+        for _ in range(30):
+            done.append("-")
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        turns = Turns()
+        pieces = {name: [partial(done.append, name) for _ in range(3)] for name in "ab"}
+        await asyncio.gather(other(), *(turns.take(some) for some in pieces.values()))
+
+    asyncio.run(scenario())
+
+    assert "".join(done).replace("-", "") == "ababab"
+    assert not {"ab", "ba"} & {first + second for first, second in itertools.pairwise(done)}
+
+
+def test_a_piece_that_fails_is_its_owners_error_and_holds_up_nobody() -> None:
+    def fail() -> None:
+        raise ValueError("mine")
+
+    async def scenario() -> None:
+        turns = Turns()
+        done: list[str] = []
+        with pytest.raises(ValueError, match="mine"):
+            await turns.take([fail])
+        await turns.take([partial(done.append, "next")])
+        assert done == ["next"]
+
+    asyncio.run(scenario())
