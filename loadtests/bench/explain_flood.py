@@ -27,19 +27,23 @@ FLOODING = 16
 ENTITIES = 32
 """As many as a request may ask to be explained."""
 MARK = 1.5
-REFUSED, GONE = "503", "499"
-"""Statuses of the flood. The second: whoever still waits when it ends is gone before the answer."""
+EXPLAINED, REFUSED, LATE, GONE = "200", "503", "504", "499"
+"""Statuses that the flood may get. The last: whoever still waits when it ends is gone before the answer."""
 ANSWERED = re.compile(r"^rapport_requests_total\{(?P<labels>[^}]*)\} (?P<count>[0-9.e+]+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass(frozen=True)
 class Flooded:
-    """What predict got beside a flood, and what the flood got. refused: share of its requests answered with 503."""
+    """What predict got beside a flood, and what the flood got.
+
+    refused, late: shares of its requests that were answered with 503, and with 504.
+    """
 
     predict: OpenLoad
     explained_per_s: float
     refused: float
+    late: float
     p50_ms: float
 
 
@@ -79,7 +83,7 @@ def row(name: str, what: str, pairs: Sequence[tuple[Flooded, OpenLoad]]) -> Row:
     floods = [flood for flood, _ in pairs]
     with_ms, without_ms = [flood.predict.p99_ms for flood in floods], [alone.p99_ms for _, alone in pairs]
     rates = absolute([flood.explained_per_s for flood in floods], [flood.predict.offered for flood in floods], "")
-    refused = max(flood.refused for flood in floods)
+    refused, late = (100 * max(shares) for shares in zip(*((one.refused, one.late) for one in floods), strict=True))
     return Row(
         name,
         what,
@@ -88,12 +92,12 @@ def row(name: str, what: str, pairs: Sequence[tuple[Flooded, OpenLoad]]) -> Row:
         mark=MARK,
         details={"rounds": [[asdict(flood), asdict(alone)] for flood, alone in pairs]},
         absolute=f"{absolute(with_ms, without_ms, 'ms')}; {rates.rstrip()} predictions/s, "
-        f"{100 * refused:.0f} % of the flood refused",
+        f"{refused:.0f} % of the flood refused, {late:.0f} % late",
     )
 
 
 def beside(target: Target, single: Path, flood: Path, rate: float, seconds: float) -> Flooded:
-    """Raises WrongAnswer for a request for scores that is refused, and for any error of the flood's but 503."""
+    """Raises WrongAnswer for a request for scores that is refused, and for what the flood may not get."""
     before = answered(target)
     with ThreadPoolExecutor(1) as pool:
         # Ends after the others do, so that all of them are beside it.
@@ -102,10 +106,11 @@ def beside(target: Target, single: Path, flood: Path, rate: float, seconds: floa
         got = flooding.result()
     codes = answered(target)
     codes.subtract(before)
-    explained, refused, gone = (codes.pop(code, 0) for code in ("200", REFUSED, GONE))
-    if (others := +codes) or not (asked := explained + refused + gone):
+    asked = codes.total()
+    explained, refused, late, _ = (codes.pop(code, 0) for code in (EXPLAINED, REFUSED, LATE, GONE))
+    if (others := +codes) or not asked:
         raise WrongAnswer(f"{target.name}: the flood was answered with {dict(others) or 'nothing'}")
-    return Flooded(load, ENTITIES * explained / got.seconds, refused / asked, got.p50_ms)
+    return Flooded(load, ENTITIES * explained / got.seconds, refused / asked, late / asked, got.p50_ms)
 
 
 def flood_with(target: Target, flood: Path, seconds: float) -> Load:

@@ -9,26 +9,27 @@ object with everything.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 
 from loadtests.answers import WrongAnswer
-from loadtests.bench.explainers import INPUTS, Explainer, Released, Tensors, champion, read_rows, session
+from loadtests.bench.explainers import INPUTS, Explainer, Released, Tensors, champion, first, read_rows, session
 from loadtests.bench.gpu_page import page
 from loadtests.bench.gpu_ways import NoGpu, Outputs, Ready, Way, outputs_of, ways
 from loadtests.bench.machine import commit, described
@@ -41,6 +42,9 @@ MOST_ROWS = {"cpu": 300_000, "cuda": 3_000_000}
 LEAST_CALLS = 3
 ALLOWED, ALLOWED_ROUNDED = 1e-4, 0.1
 """How far an output may be from the CPU's, relative to the largest of its task: in float32; and with fewer bits."""
+
+REFUSALS = (ort.capi.onnxruntime_pybind11_state.Fail, torch.cuda.OutOfMemoryError)
+"""Not a defect of ours: a graph that cannot be recorded, or that does not fit."""
 
 Figures = dict[str, Any]
 
@@ -76,7 +80,6 @@ def main() -> None:
 
 
 def circumstances() -> Figures:
-    libraries = ("torch", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy")
     return {
         "machine": described(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -84,16 +87,12 @@ def circumstances() -> Figures:
         "versions": {
             "python": platform.python_version(),
             "CUDA": torch.version.cuda,
-            **{library: found for library in libraries if (found := _version(library))},
+            "onnxruntime": ort.__version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "numpy": np.__version__,
         },
     }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return ort.__version__ if library == "onnxruntime-gpu" else None
 
 
 def shuffled(rows: Tensors, count: int) -> Tensors:
@@ -107,28 +106,26 @@ def shuffled(rows: Tensors, count: int) -> Tensors:
 
 
 def scores(release: Released, every: Sequence[Way], rows: Tensors, rounds: int, seconds: float) -> Figures:
-    """Way -> batch size -> ms (one a round) and the worst error."""
+    """Way -> batch size -> ms of a run, one a round, and the worst error."""
     found: Figures = {way.name: {} for way in every}
     for size in SCORED:
         batch = first(rows, size)
-        for name, figures in measured(release.score_file, every, batch, rounds, seconds).items():
-            found[name][size] = figures
+        for name, figures in measured({"": release.score_file}, every, batch, rounds, seconds).items():
+            found[name][size] = figures[""]
     return found
 
 
 def explanations(release: Released, every: Sequence[Way], rows: Tensors, rounds: int, seconds: float) -> Figures:
-    """Explainer -> way -> batch size -> ms of its graph and of the score graph (one a round) and the worst error."""
+    """Explainer -> way -> batch size -> `explain` and `score`, with the figures of each graph."""
     found: Figures = {}
     for explainer in release.explainers.values():
-        found[explainer.name] = {"method": explainer.method, "rows": explainer.rows, "ways": {}}
+        by_way: Figures = {}
+        files = {"explain": explainer.file, "score": release.score_file}
         for size in EXPLAINED:
             fitting = [way for way in every if way.explains and fits(way, explainer, size)]
-            batch = first(rows, size)
-            ours = measured(explainer.file, fitting, batch, rounds, seconds)
-            plain = measured(release.score_file, fitting, batch, rounds, seconds)
-            for name, figures in ours.items():
-                figures["score_ms"] = plain[name]["ms"]
-                found[explainer.name]["ways"].setdefault(name, {})[size] = figures
+            for name, figures in measured(files, fitting, first(rows, size), rounds, seconds).items():
+                by_way.setdefault(name, {})[size] = figures
+        found[explainer.name] = {"method": explainer.method, "rows": explainer.rows, "ways": by_way}
     return found
 
 
@@ -136,34 +133,32 @@ def fits(way: Way, explainer: Explainer, size: int) -> bool:
     return size * explainer.rows <= MOST_ROWS[way.device]
 
 
-def first(rows: Tensors, count: int) -> Tensors:
-    return {name: values[:count] for name, values in rows.items()}
+def measured(
+    files: Mapping[str, Path], every: Sequence[Way], rows: Tensors, rounds: int, seconds: float
+) -> dict[str, dict[str, Figures]]:
+    """Way -> name of the file -> ms of a run, one a round, and how far its answers are from the CPU's.
 
-
-def measured(file: Path, every: Sequence[Way], rows: Tensors, rounds: int, seconds: float) -> Figures:
-    """Way -> ms of a run, one a round, and how far its answers are from the CPU's. Raises WrongAnswer.
-
-    All of them take turns. A way that cannot run this graph at all says why, in place of figures.
+    All of them take turns. What cannot be run in a way says why, in place of figures. Raises WrongAnswer.
     """
-    right = outputs_of(session(file), rows)
-    found: Figures = {}
+    right = {name: outputs_of(session(file), rows) for name, file in files.items()}
+    found: dict[str, dict[str, Figures]] = {}
     with ExitStack() as stack:
-        ready: dict[str, Ready] = {}
-        for way in every:
+        ready: list[tuple[Figures, Ready]] = []
+        for way, (name, file) in itertools.product(every, files.items()):
+            figures = found.setdefault(way.name, {}).setdefault(name, {"ms": []})
             try:
-                ready[way.name] = stack.enter_context(way.prepare(file, rows))
-                ready[way.name].run()
-            except (ort.capi.onnxruntime_pybind11_state.Fail, torch.cuda.OutOfMemoryError) as exc:
-                found[way.name] = {"ms": [], "refused": str(exc)[:300]}
-                ready.pop(way.name, None)
+                one = stack.enter_context(way.prepare(file, rows))
+                one.run()
+            except REFUSALS as exc:
+                figures["refused"] = str(exc)[:300]
                 continue
-            error = worst_error(ready[way.name].read(), right)
-            if not error <= (ALLOWED_ROUNDED if way.rounded else ALLOWED):  # never true of NaN
-                raise WrongAnswer(f"{file.parent.parent.name}: {way.name} is {error:.2g} off")
-            found[way.name] = {"ms": [], "error": error}
-        for results in in_turn(rounds, [partial(milliseconds, one.run, seconds) for one in ready.values()]):
-            for name, ms in zip(ready, results, strict=True):
-                found[name]["ms"].append(ms)
+            figures["error"] = worst_error(one.read(), right[name])
+            if not figures["error"] <= (ALLOWED_ROUNDED if way.rounded else ALLOWED):  # never true of NaN
+                raise WrongAnswer(f"{file.parent.parent.name}: {way.name} is {figures['error']:.2g} off")
+            ready.append((figures, one))
+        for results in in_turn(rounds, [partial(milliseconds, one.run, seconds) for _, one in ready]):
+            for (figures, _), ms in zip(ready, results, strict=True):
+                figures["ms"].append(ms)
     return found
 
 

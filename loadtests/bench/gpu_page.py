@@ -55,7 +55,7 @@ def _explanations(ways: Mapping[str, Any]) -> list[str]:
     lines = [_line("", *(f"{int(size):,}" for size in sizes), "worst error"), _rule(len(sizes) + 2)]
     for name, figures in ways.items():
         cells = [_times(figures[size], size) if size in figures else "" for size in sizes]
-        lines.append(_line(name, *cells, _error(list(figures.values()))))
+        lines.append(_line(name, *cells, _error([one["explain"] for one in figures.values()])))
     return lines
 
 
@@ -66,10 +66,11 @@ def _rate(figures: Mapping[str, Any], size: int) -> str:
 
 
 def _times(figures: Mapping[str, Any], size: int) -> str:
-    if not figures["ms"] or not figures["score_ms"]:
+    explain, score = figures["explain"], figures["score"]
+    if not explain["ms"] or not score["ms"]:
         return "not possible"
-    ratio = statistics.median(one / other for one, other in zip(figures["ms"], figures["score_ms"], strict=True))
-    return f"{ratio:.1f} ({_rate(figures, size)}/s)"
+    ratio = statistics.median(one / other for one, other in zip(explain["ms"], score["ms"], strict=True))
+    return f"{ratio:.1f} ({_rate(explain, size)}/s)"
 
 
 def _error(figures: Sequence[Mapping[str, Any]]) -> str:

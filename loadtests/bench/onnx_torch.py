@@ -166,6 +166,8 @@ class Captured:
 
     def __init__(self, graph: OnnxOnTorch, inputs: Tensors) -> None:
         """inputs: on the GPU, and what every replay reads."""
+        # A replay reads where they were when it was recorded: they must stay there.
+        self.graph, self.inputs = graph, inputs
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # capture needs libraries that are warm
