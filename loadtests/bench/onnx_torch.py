@@ -3,13 +3,12 @@
 Not for serving. It shows what a GPU makes of the very graph that is served, without ONNX Runtime's own costs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
@@ -30,19 +29,14 @@ class UnknownNode(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """What a node gets. values: its inputs. known: the same where they are constants, as NumPy arrays."""
+    """What a node gets. values: its inputs; those that say shapes or axes are in the memory of the CPU."""
 
     values: Sequence[Tensor]
-    known: Sequence[npt.NDArray[Any] | None]
     attributes: Attributes
     precision: torch.dtype
 
     def sizes(self, position: int) -> list[int]:
-        """A constant input that says shapes or axes. Raises UnknownNode where it is computed."""
-        known = self.known[position] if position < len(self.known) else None
-        if known is None:
-            raise UnknownNode("a shape that depends on the input")
-        return [int(size) for size in known.ravel()]
+        return [int(size) for size in self.values[position].reshape(-1).tolist()]
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return (a.to(self.precision) @ b.to(self.precision)).to(a.dtype)
@@ -92,6 +86,22 @@ def unsqueeze(call: Call) -> Tensor:
     return value
 
 
+def shape(call: Call) -> Tensor:
+    found = list(call.values[0].shape)
+    return torch.tensor(found[call.attributes.get("start", 0) : call.attributes.get("end", len(found))])
+
+
+def cut(call: Call) -> Tensor:
+    value = call.values[0]
+    starts, ends = call.sizes(1), call.sizes(2)
+    axes = call.sizes(3) if len(call.values) > 3 else range(len(starts))
+    steps = call.sizes(4) if len(call.values) > 4 else [1] * len(starts)
+    places = [slice(None)] * value.dim()
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        places[axis] = slice(start, end, step)
+    return value[tuple(places)]
+
+
 def plain(function: Callable[..., Any]) -> Callable[[Call], Tensor]:
     return lambda call: function(*call.values)
 
@@ -102,6 +112,10 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     "Min": torch.minimum, "Mul": torch.mul, "Neg": torch.neg, "Sigmoid": torch.sigmoid, "Sign": torch.sign,
     "Softplus": torch.nn.functional.softplus, "Sqrt": torch.sqrt, "Sub": torch.sub, "Where": torch.where,
 }  # fmt: skip
+
+SIZES = {"Expand": (1,), "Reshape": (1,), "ReduceMean": (1,), "ReduceSum": (1,), "Slice": (1, 2, 3, 4), "Split": (1,),
+         "Squeeze": (1,), "Unsqueeze": (1,)}  # fmt: skip
+"""Which inputs of a node say shapes or axes."""
 
 NODES: Mapping[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
     **{name: plain(function) for name, function in PLAIN.items()},
@@ -115,11 +129,21 @@ NODES: Mapping[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
     "ReduceMean": reduced(torch.mean),
     "ReduceSum": reduced(torch.sum),
     "Reshape": reshape,
+    "Shape": shape,
+    "Slice": cut,
     "Split": split,
     "Squeeze": lambda call: call.values[0].squeeze(call.sizes(1)),
     "Transpose": lambda call: call.values[0].permute(*call.attributes["perm"]),
     "Unsqueeze": unsqueeze,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    attributes: Attributes
 
 
 class OnnxOnTorch:
@@ -129,36 +153,63 @@ class OnnxOnTorch:
         """Raises UnknownNode."""
         graph = onnx.load(file).graph
         self.precision = precision
-        self.known = {one.name: np.array(numpy_helper.to_array(one)) for one in graph.initializer}
-        self.nodes = []
+        constants = {one.name: one for one in graph.initializer}
+        self.nodes: list[Node] = []
         for node in graph.node:
             attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
             if node.op_type == "Constant":
-                self.known[node.output[0]] = np.array(numpy_helper.to_array(attributes["value"]))
+                constants[node.output[0]] = attributes["value"]
             elif node.op_type in NODES:
-                self.nodes.append((NODES[node.op_type], list(node.input), list(node.output), attributes))
+                self.nodes.append(Node(node.op_type, list(node.input), list(node.output), attributes))
             else:
                 raise UnknownNode(f"{node.op_type} in {file}")
-        self.constants = {name: torch.from_numpy(value).to(device) for name, value in self.known.items()}
+        products = {node.inputs[1] for node in self.nodes if node.name in ("Gemm", "MatMul")}
+        self.constants = {}
+        for name, one in constants.items():
+            value = torch.from_numpy(np.array(numpy_helper.to_array(one)))
+            # What says shapes or axes is needed in the memory of the CPU; the same constant may be an operand, too.
+            self.constants[said(name)] = value
+            # Weights are rounded once, and not in every run.
+            self.constants[name] = value.to(device, precision) if name in products else value.to(device)
+        self.nodes = with_said_sizes(self.nodes, constants)
         self.outputs = [one.name for one in graph.output]
         # A tensor goes once nothing needs it any more: a large batch has dozens, of gigabytes.
-        self.last = {name: at for at, (_, needed, _, _) in enumerate(self.nodes) for name in needed}
-        # Weights are rounded once, and not in every run.
-        for function, needed, _, _ in self.nodes:
-            if function in (NODES["Gemm"], NODES["MatMul"]) and needed[1] in self.constants:
-                self.constants[needed[1]] = self.constants[needed[1]].to(precision)
+        self.last = {name: at for at, node in enumerate(self.nodes) for name in node.inputs}
 
     @torch.no_grad()
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {**self.constants, **inputs}
-        for at, (function, needed, made, attributes) in enumerate(self.nodes):
-            known = [self.known.get(name) for name in needed]
-            found = function(Call([values[name] for name in needed], known, attributes, self.precision))
-            values.update(zip(made, (found,) if isinstance(found, Tensor) else found, strict=True))
-            for name in needed:
-                if self.last[name] == at and name not in self.outputs and name not in self.constants:
+        for at, node in enumerate(self.nodes):
+            call = Call([values[name] for name in node.inputs], node.attributes, self.precision)
+            found = NODES[node.name](call)
+            del call
+            values.update(zip(node.outputs, (found,) if isinstance(found, Tensor) else found, strict=True))
+            for name in node.inputs:
+                if self.last[name] == at and name not in self.outputs:
                     values.pop(name, None)
         return {name: values[name] for name in self.outputs}
+
+
+def said(name: str) -> str:
+    return f"{name}, said"
+
+
+def with_said_sizes(nodes: Sequence[Node], constants: Container[str]) -> list[Node]:
+    """The same nodes, of which those that need or compute shapes and axes take constants from the CPU's memory."""
+    sizes: set[str] = set()
+    for node in reversed(nodes):
+        sizes.update(name for at, name in enumerate(node.inputs) if at in SIZES.get(node.name, ()))
+        if node.name != "Shape" and sizes & set(node.outputs):
+            sizes.update(node.inputs)
+    found = []
+    for node in nodes:
+        computes = bool(sizes & set(node.outputs))
+        inputs = [
+            said(name) if name in constants and (computes or at in SIZES.get(node.name, ())) else name
+            for at, name in enumerate(node.inputs)
+        ]
+        found.append(replace(node, inputs=inputs))
+    return found
 
 
 class Captured:
