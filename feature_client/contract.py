@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from feature_client.errors import RapportError
 from feature_client.schema import Encoded, FeatureSchema, SchemaError
+from feature_client.texts import TextError
 
 ATOL = RTOL = 1e-5
 """DESIGN.md 3: two answers are equal where |a - b| <= ATOL + RTOL * |b|, at equal batch composition."""
@@ -121,6 +123,27 @@ class Distribution:
     quantiles: tuple[float, ...] = ()
     shares: Mapping[str, float] | None = None  # categories only
 
+    def percentile(self, value: float) -> float | None:
+        """How many of 100 rows that have a number have a smaller one, in tenths, interpolated between the quantiles.
+
+        Of a number that many rows share, the middle of theirs: where 40 % have nothing, nothing is at 20. Null without
+        a reference.
+        """
+        quantiles = self.quantiles
+        steps = len(quantiles) - 1
+        if steps < 1:
+            return None
+        first = bisect_left(quantiles, value)
+        after = bisect_right(quantiles, value, first)
+        if first < after:
+            place = (first + after - 1) / 2
+        elif 0 < first <= steps:
+            below = quantiles[first - 1]
+            place = first - 1 + (value - below) / (quantiles[first] - below)
+        else:
+            place = min(first, steps)
+        return round(100 * place / steps, 1)
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -169,7 +192,7 @@ class Contract:
         """Raises ContractError on anything that is not a contract of this format."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SchemaError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SchemaError, TextError) as exc:
             raise ContractError(f"not a contract: {exc}") from exc
 
     @cached_property

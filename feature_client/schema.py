@@ -5,6 +5,7 @@ the only place where training and serving turn values into tensors: both call `F
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from dataclasses import field as dataclass_field
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.errors import RapportError
+from feature_client.texts import ENGLISH, Texts
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -29,6 +31,8 @@ DAY_S = 86_400.0
 YEAR_S = 365.2425 * DAY_S
 MISSING, UNSEEN = 0, 1
 """Category indices in front of the vocabulary."""
+UNSEEN_WORD = "(unseen)"
+"""What stands for a category that is not in the vocabulary, wherever people read."""
 
 CLOCK_TOLERANCE_S = 60.0
 """How far a writer's clock may run ahead of ours before its rows count as dated in the future."""
@@ -165,7 +169,8 @@ class FeatureSchema:
     """The features of one model, in the order of its input tensors.
 
     `entity_fields` maps a view to its stored copy of the entity id, which readers compare. `join_keys` maps a view to
-    the names of its join keys where these are not all of `entity`: a model may read customers and shops.
+    the names of its join keys where these are not all of `entity`: a model may read customers and shops. `texts` are
+    what is said about features in each language.
     """
 
     project: str
@@ -174,6 +179,7 @@ class FeatureSchema:
     entity_fields: Mapping[str, str]
     groups: Mapping[str, str]  # group -> label, in display order
     join_keys: Mapping[str, tuple[str, ...]] = dataclass_field(default_factory=dict)
+    texts: Mapping[str, Texts] = dataclass_field(default_factory=lambda: {ENGLISH: Texts()})
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
@@ -185,6 +191,11 @@ class FeatureSchema:
         for view, keys in self.join_keys.items():
             if not keys or not entity.issuperset(keys):
                 raise SchemaError(f"{view}: its join keys are not among {', '.join(sorted(entity))}")
+        if ENGLISH not in self.texts:
+            raise SchemaError(f"texts: {ENGLISH} is always there")
+        for language, texts in self.texts.items():
+            if unknown := sorted(texts.features.keys() - set(names)):
+                raise SchemaError(f"texts in {language} of unknown features: {', '.join(unknown)}")
 
     @cached_property
     def digest(self) -> str:
@@ -310,14 +321,11 @@ class FeatureSchema:
 
     def decode_row(self, encoded: Encoded, row: int) -> dict[str, float | str | None]:
         """The model's inputs of one row by name, readable: categories as their text, missing as None."""
-        values: dict[str, float | str | None] = {}
-        for position, feature in enumerate(self.numeric):
-            number = float(encoded.numeric[row, position])
-            values[feature.name] = None if np.isnan(number) else number
-        for position, feature in enumerate(self.categorical):
-            index = int(encoded.categorical[row, position])
-            values[feature.name] = None if index == MISSING else self._word(feature, index)
-        return {feature.name: values[feature.name] for feature in self.features}
+        numbers = [None if math.isnan(number) else number for number in encoded.numeric[row].tolist()]
+        indices = encoded.categorical[row].tolist()
+        words = [known[index] for known, index in zip(self._words, indices, strict=True)]
+        inputs = [*numbers, *words]
+        return {name: inputs[column] for name, column in self._readable}
 
     @cached_property
     def _numeric_at(self) -> list[int]:
@@ -452,8 +460,16 @@ class FeatureSchema:
     def _position(self) -> Mapping[str, int]:
         return {feature.name: position for position, feature in enumerate(self.features)}
 
-    def _word(self, feature: Feature, index: int) -> str:
-        return "(unseen)" if index == UNSEEN else feature.vocabulary[index - 2]
+    @cached_property
+    def _words(self) -> Sequence[Sequence[str | None]]:
+        """Of each category, what its indices stand for."""
+        return [(None, UNSEEN_WORD, *feature.vocabulary) for feature in self.categorical]
+
+    @cached_property
+    def _readable(self) -> Sequence[tuple[str, int]]:
+        """Names in the order of the features, with where they are among the numbers followed by the categories."""
+        inputs = [feature.name for feature in (*self.numeric, *self.categorical)]
+        return [(feature.name, inputs.index(feature.name)) for feature in self.features]
 
 
 def _number_override(feature: Feature, value: Override, row: int) -> float:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from feature_client.contract import Distribution, Segment, Task
-from feature_client.schema import MISSING, UNSEEN, FeatureSchema, FloatArray
+from feature_client.schema import MISSING, UNSEEN, UNSEEN_WORD, FeatureSchema, FloatArray
 from model_export.rows import Rows
 
 ECE_BINS = 15
@@ -51,7 +51,7 @@ def reference(schema: FeatureSchema, rows: Rows) -> dict[str, Distribution]:
         indices = rows.categorical[:, position]
         counts = np.bincount(indices, minlength=len(feature.vocabulary) + 2) / max(len(indices), 1)
         words = dict(zip(feature.vocabulary, counts[2:].tolist(), strict=True))
-        shares = {**words, "(unseen)": float(counts[UNSEEN])}
+        shares = {**words, UNSEEN_WORD: float(counts[UNSEEN])}
         found[feature.name] = Distribution(float(counts[MISSING]), (), shares)
     return found
 

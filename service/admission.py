@@ -1,5 +1,7 @@
 """Who gets in: a request brings its deadline and its rows; more rows than can be answered are refused at the door."""
 
+from typing import NoReturn
+
 from service.errors import InvalidRequest, Overloaded
 from service.metrics import Metrics
 
@@ -28,9 +30,13 @@ class Admission:
     def enter(self, lane: str, rows: int) -> None:
         """Whoever has entered leaves, whatever happens. A lane with nobody in it takes anybody. Raises Overloaded."""
         if self.rows[lane] and self.rows[lane] + rows > self.limits[lane]:
-            self.metrics.shed(lane, "inflight_rows")
-            raise Overloaded
+            self.refuse(lane, "inflight_rows")
         self.rows[lane] += rows
+
+    def refuse(self, lane: str, reason: str) -> NoReturn:
+        """Raises Overloaded."""
+        self.metrics.shed(lane, reason)
+        raise Overloaded
 
     def leave(self, lane: str, rows: int) -> None:
         self.rows[lane] -= rows

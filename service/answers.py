@@ -1,4 +1,4 @@
-"""From tensors to the HTTP answer: scores, statuses, segments and reasons of one entity."""
+"""From tensors to the HTTP answer: scores, statuses and segments of one entity. Its reasons: reasons.py."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -8,12 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.contract import Contract, Task
-from feature_client.golden import Tensors
 from feature_client.schema import BoolArray, Encoded
-from service.protocol import FeatureReport, Prediction, Reason, TaskExplanation
-
-OTHER = "other"
-"""The reason that sums up what `top` leaves out."""
+from service.protocol import FeatureReport, Prediction
 
 NOTHING: list[str] = []
 """Shared by all answers that have nothing to list; nobody changes an answer's lists."""
@@ -98,59 +94,3 @@ def withhold(prediction: Prediction) -> None:
     """A route's policy for unknown entities: no score is better than one from defaults."""
     prediction.scores = prediction.segments = None
     prediction.not_applicable = NOTHING
-
-
-def explanations_of(
-    contract: Contract, encoded: Encoded, outputs: Tensors, row: int, tasks: Sequence[str], top: int | None
-) -> dict[str, TaskExplanation | None]:
-    """The reasons of one row for `tasks`; null where the task is not defined for this customer.
-
-    outputs: scores [rows, tasks], attributions [rows, tasks, groups], base [rows, tasks], all from one graph run.
-    """
-    values = contract.schema.decode_row(encoded, row)
-    inputs = {
-        group: {feature.name: values[feature.name] for feature in contract.schema.features if feature.group == group}
-        for group in contract.schema.groups
-    }
-    eligible = contract.eligible(encoded)[row]
-    return {
-        task.name: _explanation(contract, task, outputs, row, position, inputs, top) if eligible[position] else None
-        for position, task in enumerate(contract.tasks)
-        if task.name in tasks
-    }
-
-
-def _explanation(
-    contract: Contract,
-    task: Task,
-    outputs: Tensors,
-    row: int,
-    position: int,
-    inputs: Mapping[str, dict[str, float | str | None]],
-    top: int | None,
-) -> TaskExplanation:
-    contributions = outputs["attributions"][row, position].tolist()
-    score, base = float(outputs["scores"][row, position]), float(outputs["base"][row, position])
-    groups = contract.schema.groups
-    reasons = [
-        _reason(group, groups[group], contribution, inputs[group])
-        for group, contribution in zip(groups, contributions, strict=True)
-    ]
-    reasons.sort(key=lambda reason: -abs(reason.contribution))
-    if top is not None and top < len(reasons):
-        rest = sum(reason.contribution for reason in reasons[top:])
-        reasons = [*reasons[:top], _reason(OTHER, "Everything else", rest, {})]
-    return TaskExplanation(
-        score=score,
-        base=base,
-        unit=task.unit,
-        method=contract.explanation.explainers["fast"].method,
-        expected_error=contract.explanation.explainers["fast"].error.scores[task.name],
-        gap=abs(base + sum(contributions) - score),
-        reasons=reasons,
-    )
-
-
-def _reason(group: str, label: str, contribution: float, inputs: dict[str, float | str | None]) -> Reason:
-    direction = "raises" if contribution > 0 else "lowers" if contribution < 0 else "none"
-    return Reason(group=group, label=label, contribution=contribution, direction=direction, features=inputs)

@@ -26,9 +26,9 @@ from service.logs import AccessLog
 from service.metrics import Metrics
 from service.oip import OpenInference, add_routes
 from service.oip_tensors import TensorScorer
-from service.openapi import KEY, Gateway, answers_of
+from service.openapi import IMPORTANCE, KEY, Gateway, answers_of
 from service.predictor import Predictor
-from service.protocol import ModelList
+from service.protocol import ImportanceResponse, ModelList
 from service.queues import Limits
 from service.releases import Releases
 from service.settings import Settings
@@ -118,6 +118,13 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
     )
     app.get("/v1/models", response_model=None, responses=answers_of(ModelList), openapi_extra=KEY)(endpoints.models)
     app.get("/v1/models/{model}", response_model=None, openapi_extra=KEY)(endpoints.model)
+    importance = app.get(
+        "/v1/models/{model}/importance",
+        response_model=None,
+        responses=answers_of(ImportanceResponse),
+        openapi_extra=IMPORTANCE,
+    )
+    importance(endpoints.importance)
     app.get("/livez", response_model=None)(endpoints.livez)
     app.get("/readyz", response_model=None)(endpoints.readyz)
     if not own_metrics_port:

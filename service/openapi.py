@@ -13,6 +13,7 @@ COMPONENTS = (
     protocol.ExplainRequest,
     protocol.PredictResponse,
     protocol.ModelList,
+    protocol.ImportanceResponse,
     protocol.Problem,
     oip_protocol.InferRequest,
     oip_protocol.InferResponse,
@@ -23,6 +24,19 @@ COMPONENTS = (
 
 KEY: dict[str, Any] = {"security": [{"key": []}]}
 """`openapi_extra` of an endpoint that needs a key."""
+
+IMPORTANCE: dict[str, Any] = KEY | {
+    "parameters": [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
+        {
+            "name": "version",
+            "in": "query",
+            "description": "A release that is loaded. Default: the champion.",
+            "schema": {"type": "string"},
+        },
+    ]
+}
+"""`openapi_extra` of the importance of a model's features."""
 
 
 class Gateway(FastAPI):

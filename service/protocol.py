@@ -61,6 +61,7 @@ class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
             "logarithms of amounts."
         ),
     ] = "score"
+    language: Annotated[str, Meta(description="Of labels and sentences, as in `de`: one that the release has.")] = "en"
     tolerance: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(
@@ -85,26 +86,63 @@ class FeatureReport(msgspec.Struct):
     overridden: list[str]
 
 
+class FeatureValue(msgspec.Struct):
+    """What the model saw of a feature. text: the value as people write it.
+
+    Among the customers of training: percentile, of a number, where it lies between the smallest (0) and the largest
+    (100); share, of a category, which part of them has the same (0 to 1). Null where there is nothing to say.
+    """
+
+    feature: str
+    label: str
+    value: float | str | None
+    unit: str
+    text: str
+    percentile: float | None
+    share: float | None
+
+
+class FeatureReason(FeatureValue):
+    """A feature's own part of its group's contribution."""
+
+    contribution: float
+    direction: str  # raises, lowers, none
+    sentence: str
+
+
 class Reason(msgspec.Struct):
-    """contribution: in the score's unit. features: the model's inputs in this group."""
+    """contribution: in the score's unit. value: of the feature that speaks for the group. features: the model's
+    inputs in this group. details: on request, and the contribution is their sum; the reason `other` has none."""
 
     group: str
     label: str
     contribution: float
     direction: str  # raises, lowers, none
+    sentence: str
+    value: FeatureValue | None
     features: dict[str, float | str | None]
+    details: list[FeatureReason] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskExplanation(msgspec.Struct):
-    """base plus all contributions is score. gap: by how much it is not, from float32 sums."""
+    """base plus all contributions is score, in the unit given. gap: by how much it is not, from float32 sums.
+
+    unit: `probability` or a currency; of margins, `log_odds` or that of a logarithm, as in `log_GBP`. expected_error:
+    mean relative error of contributions, as measured when the release was made. tolerance_met, within_budget: of a
+    request that has a tolerance or a budget.
+    """
 
     score: float
     base: float
     unit: str
+    explainer: str
     method: str
+    language: str
     expected_error: float
     gap: float
     reasons: list[Reason]
+    tolerance_met: bool | msgspec.UnsetType = msgspec.UNSET
+    within_budget: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class BeforeOverrides(msgspec.Struct):
@@ -156,6 +194,43 @@ class ModelSummary(msgspec.Struct):
 
 class ModelList(msgspec.Struct):
     models: list[ModelSummary]
+
+
+class PartImportance(msgspec.Struct):
+    """name: of a group, or of a feature in `group`. share: of the sum of all; null where nothing contributes."""
+
+    name: str
+    label: str
+    group: str
+    mean_absolute_contribution: float
+    share: float | None
+
+
+class ImportanceRanking(msgspec.Struct):
+    """The largest first. method, expected_error: of the explanations that were averaged, as in TaskExplanation."""
+
+    method: str
+    expected_error: float
+    parts: list[PartImportance]
+
+
+class TaskImportance(msgspec.Struct):
+    """unit: of the contributions and of base, the mean score of the customers they compare with. null: not known."""
+
+    label: str
+    unit: str
+    base: float
+    groups: ImportanceRanking | None
+    features: ImportanceRanking | None
+
+
+class ImportanceResponse(msgspec.Struct):
+    """rows: how many customers were averaged over."""
+
+    model: str
+    version: str
+    rows: int
+    tasks: dict[str, TaskImportance]
 
 
 class Problem(msgspec.Struct):

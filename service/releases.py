@@ -18,6 +18,7 @@ from service.backends import GOLDEN_TIMEOUT_S, Backend, BackendUnavailable, BadM
 from service.errors import NotReady, UnknownModel
 from service.explainers import Pace
 from service.metrics import Metrics
+from service.reasons import ReasonWriter
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
     from feature_client.signature import TrustedKeys
@@ -41,6 +42,7 @@ class Loaded:
     release: Release
     plan: ReadPlan
     paces: Mapping[str, Pace]
+    reasons: ReasonWriter
 
 
 class Arm(NamedTuple):
@@ -70,12 +72,18 @@ class Served:
         """Those of the route's shadows that could be loaded."""
         return tuple(self.versions[str(version)] for version in self.route.shadow if str(version) in self.versions)
 
+    def loaded(self, version: str | None) -> Loaded:
+        """The version that a request asks for; the champion where it asks for none. Raises UnknownModel."""
+        if version is None:
+            return self.champion
+        if version not in self.versions:
+            raise UnknownModel("no such version is loaded")
+        return self.versions[version]
+
     def arms(self, entities: Sequence[Entity], version: str | None) -> list[Arm]:
         """Who answers whom, one to two arms. version: asked for by the request. Raises UnknownModel."""
         if version is not None:
-            if version not in self.versions:
-                raise UnknownModel("no such version is loaded")
-            return [Arm(self.versions[version], None)]
+            return [Arm(self.loaded(version), None)]
         if self.canary is None:
             return [Arm(self.champion, None)]
         rows: dict[Loaded, list[int]] = {self.champion: [], self.canary: []}
@@ -288,7 +296,8 @@ class Releases:
                 await self.backend.load(graph)
                 if graph.explainer is not None:
                     paces[graph.explainer] = await self._pace(graph)
-            loaded = Loaded(release, ReadPlan(release.contract.schema), paces)
+            reasons = await asyncio.to_thread(ReasonWriter, release.contract)
+            loaded = Loaded(release, ReadPlan(release.contract.schema), paces, reasons)
         except LOADING:
             await self._unload(release)
             raise

@@ -1,13 +1,14 @@
 """The Feast registry, compiled into the FeatureSchema that training and serving share.
 
 Also works for a Feast project of the user's own. What its fields do not say then falls back: label = name, group
-"other", no max_age, strings and timestamps nullable. Numbers must say `default` or `nullable`: a wrong guess would
-be served in silence.
+"other", no max_age, strings and timestamps nullable, sentences from the label. Numbers must say `default` or
+`nullable`: a wrong guess would be served in silence.
 """
 
 import math
 import re
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,10 @@ from feast.errors import FeatureServiceNotFoundException
 
 from feature_client.offline.collisions import colliding
 from feature_client.offline.store import REPO, open_store
+from feature_client.offline.texts import FIELD_TEXTS, compile_texts, field_texts, languages
 from feature_client.offline.workspace import Workspace
 from feature_client.schema import CALENDAR, Feature, FeatureSchema, JoinKey, SchemaError
+from feature_client.texts import FeatureTexts
 
 SERVICE = "engagement"
 KEY_VERSION = 3
@@ -30,7 +33,11 @@ OTHER = "other"
 NUMBERS = {"Float64": "float64", "Float32": "float32", "Int64": "int64", "Int32": "int32", "Bool": "bool"}
 ENTITY_TYPES = {"String": "string", "Int64": "int64", "Int32": "int32"}
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-FIELD_TAGS = {"label", "group", "unit", "default", "nullable", "max_age", "on_stale", "elapsed_as", "role"}
+FIELD_TAGS = {
+    *FIELD_TEXTS, "group", "unit", "default", "nullable", "max_age", "on_stale", "elapsed_as", "role", "actionable",
+}  # fmt: skip
+MARKS = {*FIELD_TEXTS, "group", "default", "elapsed_as", "role", "actionable"}
+"""Tags that nobody else's fields have: where one is, the others are ours too."""
 
 
 def apply(workspace: Workspace, repo: Path = REPO, service: str = SERVICE) -> FeatureSchema:
@@ -78,7 +85,9 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
         raise SchemaError(f"no feature service {service!r} in project {store.project!r}") from exc
     if store.config.entity_key_serialization_version != KEY_VERSION:
         raise SchemaError(f"entity_key_serialization_version must be {KEY_VERSION}: other layouts are not read")
+    spoken = languages(declared.name, declared.tags)
     features: list[Feature] = []
+    texts: dict[str, Mapping[str, FeatureTexts]] = {}
     entity_fields: dict[str, str] = {}
     keys: dict[str, dict[str, JoinKey]] = {}
     for projection in declared.feature_view_projections:
@@ -92,7 +101,9 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
             if _tags(view.name, field).get("role") == "entity_id":
                 entity_fields[view.name] = _entity_field(view, field)
             else:
-                features.append(_feature(view.name, field))
+                feature = _feature(view.name, field)
+                features.append(feature)
+                texts[feature.name] = field_texts(f"{view.name}:{field.name}", field.tags, spoken)
     features += _calendar(declared)
     entity = _entity(keys)
     return FeatureSchema(
@@ -102,6 +113,7 @@ def compile_schema(store: FeatureStore, service: str = SERVICE) -> FeatureSchema
         entity_fields=entity_fields,
         groups=_groups(declared, features),
         join_keys={view: tuple(sorted(found)) for view, found in keys.items() if len(found) < len(entity)},
+        texts=compile_texts(declared.name, declared.tags, features, texts),
     )
 
 
@@ -129,14 +141,12 @@ def _feature(view: str, field: Field) -> Feature:
         raise SchemaError(f"{name}: only numbers have a default")
     if "elapsed_as" in tags and dtype != "UnixTimestamp":
         raise SchemaError(f"{name}: elapsed_as is for UnixTimestamp fields")
-    nullable = tags.get("nullable", "false" if number or "default" in tags else "true")
-    if nullable not in ("true", "false"):
-        raise SchemaError(f"{name}: nullable is {nullable!r}; write true or false")
+    nullable = _flag(name, tags, "nullable", otherwise=not number and "default" not in tags)
     on_stale = tags.get("on_stale", "use")
     if on_stale not in ("use", "default"):
         raise SchemaError(f"{name}: on_stale is {on_stale!r}; write use or default")
     default = _number(name, tags["default"]) if "default" in tags else None
-    if number and default is None and nullable == "false":
+    if number and default is None and not nullable:
         raise SchemaError(f"{name}: a number needs a `default` tag, or nullable = true")
     return Feature(
         name=tags.get("elapsed_as", field.name),
@@ -148,17 +158,17 @@ def _feature(view: str, field: Field) -> Feature:
         field=field.name,
         dtype=NUMBERS.get(dtype, "string" if dtype == "String" else "timestamp"),
         default=default,
-        nullable=nullable == "true",
+        nullable=nullable,
         max_age_s=_seconds(name, tags["max_age"]) if "max_age" in tags else None,
         on_stale=cast("Any", on_stale),
+        actionable=_flag(name, tags, "actionable", otherwise=False),
     )
 
 
 def _tags(view: str, field: Field) -> dict[str, str]:
     """Raises SchemaError where a tag of ours is misspelt into one that nobody reads; foreign tags have a dot."""
     tags = dict(field.tags)
-    ours = {"label", "group", "default", "elapsed_as", "role"} & set(tags)
-    if ours and (unknown := sorted(tag for tag in tags if tag not in FIELD_TAGS and "." not in tag)):
+    if MARKS & set(tags) and (unknown := sorted(tag for tag in tags if tag not in FIELD_TAGS and "." not in tag)):
         raise SchemaError(f"{view}:{field.name}: unknown tag {', '.join(unknown)}")
     return tags
 
@@ -193,6 +203,13 @@ def _groups(service: FeatureService, features: list[Feature]) -> dict[str, str]:
         raise SchemaError(f"{service.name}: no tag {', '.join(prefix + group for group in unlabelled)}")
     labels.setdefault(OTHER, "Other")
     return {group: labels[group] for group in used}
+
+
+def _flag(name: str, tags: Mapping[str, str], tag: str, *, otherwise: bool) -> bool:
+    text = tags.get(tag, str(otherwise).lower())
+    if text not in ("true", "false"):
+        raise SchemaError(f"{name}: {tag} is {text!r}; write true or false")
+    return text == "true"
 
 
 def _number(name: str, text: str) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tests.faults.oracle import Answer, Oracle, equal
-from tests.faults.promise import Period, Promise
+from tests.faults.promise import NO_REASONS, Period, Promise
 from tests.faults.traffic import HUNG, Outcome
 
 Kind = Literal["hung", "defect", "refused", "foreign", "stale", "wrong", "mixed", "stray", "unaccounted"]
@@ -79,7 +79,10 @@ def answer(outcome: Outcome, promise: Promise, oracle: Oracle) -> Iterator[Viola
         if version not in oracle.answers:
             yield Violation("wrong", outcome, f"there is no version {version}")
             continue
-        yield from _content(outcome, customer, version, prediction, oracle)
+        explained = outcome.ask.kind != "predict"
+        if outcome.ask.kind == "predict+reasons" and prediction.get("explanations") is None:
+            explained = not promise.allows(NO_REASONS, outcome)
+        yield from _content(outcome, customer, version, prediction, oracle, explained=explained)
 
 
 def strays(outcome: Outcome, promise: Promise, arms: dict[tuple[Period, str], str]) -> Iterator[Violation]:
@@ -94,10 +97,8 @@ def strays(outcome: Outcome, promise: Promise, arms: dict[tuple[Period, str], st
 
 
 def _content(
-    outcome: Outcome, customer: str, version: str, prediction: Mapping[str, Any], oracle: Oracle
+    outcome: Outcome, customer: str, version: str, prediction: Mapping[str, Any], oracle: Oracle, *, explained: bool
 ) -> Iterator[Violation]:
-    explained = outcome.ask.kind != "predict"
-
     def scored_by(answer: Answer) -> bool:
         scores = prediction["scores"]
         return scores.keys() == answer.scores.keys() and all(

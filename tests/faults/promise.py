@@ -19,6 +19,9 @@ TOO_LATE: Refusal = (504, "deadline_exceeded")
 BAD_OUTPUT: Refusal = (502, "bad_model_output")
 STORE_DOWN: Refusal = (503, "feature_store_unavailable")
 UNKNOWN: Refusal = (404, "unknown_model")
+OVERLOADED: Refusal = (503, "overloaded")
+NO_REASONS: Refusal = (200, "no reasons")
+"""Scores that were to come with reasons and came without: said by `explanations: null`."""
 
 
 @dataclass(eq=False)
@@ -86,6 +89,10 @@ class Promise:
         version = outcome.ask.version
         if refusal == UNKNOWN and version is not None:
             return any(version not in period.named for period in self.at(outcome))
+        return self.allows(refusal, outcome)
+
+    def allows(self, refusal: Refusal, outcome: Outcome) -> bool:
+        """Of a request that was under way at the time of `outcome`."""
         return any(
             refusal in window.allows and window.since <= outcome.received and outcome.sent <= window.until
             for window in self.windows

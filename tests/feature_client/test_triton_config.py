@@ -1,5 +1,6 @@
 """Every configuration of a release, loaded into the real server."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_triton_reports_what_it_was_told(release: Release, triton: LocalTriton) 
             words = [
                 w for pid in triton.python_processes() for w in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             ]
-            assert len({word for word in words if word.startswith(f"{graph.name}_")}) == 1
+            assert len({word for word in words if re.fullmatch(rf"{re.escape(graph.name)}(_\d+)+", word)}) == 1
 
         assert config.parameters[CONTRACT_KEY].string_value == release.contract.digest
         assert config.max_batch_size == (EXPLAIN_MAX_ROWS if graph.explains else SCORE_MAX_ROWS)

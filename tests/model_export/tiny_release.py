@@ -1,18 +1,23 @@
 """A small release, really trained, exported, verified and published, without Feast or Redis: for every test that
 needs a model repository."""
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from feature_client.contract import Task
+from feature_client.contract import CONTRACT_KEY, Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
+from feature_client.texts import FeatureTexts, Frames, Texts
 from model_export.pipeline import Run, publish_run, train_run
+from model_export.publish import Artifacts, publish
+from model_export.republish import artifacts_of
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import engagement_tasks
 
@@ -33,6 +38,29 @@ GROUPS = {
     "engagement": "How they engage",
     "context": "Where and when",
 }
+
+TEXTS = {
+    "en": Texts(
+        features={
+            "days_since_purchase": FeatureTexts(say="no purchase for {value}", say_missing="no purchase so far"),
+            "orders_90d": FeatureTexts(say="{value} in 90 days", say_zero="no order in 90 days"),
+        },
+        tasks={"churn_90d": "churn"},
+        units={"days": "day|days", "orders": "order|orders"},
+        currencies={"GBP": "£{number}"},
+    ),
+    "de": Texts(
+        frames=Frames(
+            number="1.234,5",
+            raises="{what}: erhöht {task} um {amount}",
+            lowers="{what}: senkt {task} um {amount}",
+            points="{number} {Prozentpunkt|Prozentpunkte}",
+        ),
+        features={"days_since_purchase": FeatureTexts(say="kein Kauf seit {number} {Tag|Tagen}")},
+        tasks={"churn_90d": "die Abwanderung"},
+    ),
+}
+"""Some words in two languages; the rest falls back."""
 
 
 def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
@@ -71,7 +99,13 @@ def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
     kept = tuple(feature for feature in features if feature.name not in without)
     groups = {group: label for group, label in GROUPS.items() if any(feature.group == group for feature in kept)}
     entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
-    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups)
+    texts = {language: _texts_of(kept, texts) for language, texts in TEXTS.items()}
+    return FeatureSchema("rapport", (JoinKey("customer_id"),), kept, entity_fields, groups, texts=texts)
+
+
+def _texts_of(features: Sequence[Feature], texts: Texts) -> Texts:
+    names = {feature.name for feature in features}
+    return replace(texts, features={name: said for name, said in texts.features.items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -141,6 +175,26 @@ def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequenc
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:
     """Publishes into the model repository `root` and makes it the champion. A run given is not trained again."""
     return publish_run(run or tiny_run(), root)
+
+
+def with_explainers(release: Release, root: Path, explainers: Sequence[str]) -> Release:
+    """The release once more in the model repository `root`, with these of its explainers alone. No route changes."""
+    explanation = release.contract.explanation
+    kept = {explainer: explanation.explainers[explainer] for explainer in explainers}
+    contract = replace(release.contract, explanation=replace(explanation, explainers=kept))
+    given = artifacts_of(release)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def stamped(graph: Path, name: str) -> Path:
+            """The contract is another one, and a graph names its own."""
+            model = onnx.load(graph)
+            onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.digest})
+            onnx.save(model, Path(scratch) / name)
+            return Path(scratch) / name
+
+        graphs = {explainer: stamped(given.explain_graphs[explainer], explainer) for explainer in explainers}
+        artifacts = Artifacts(stamped(given.score_graph, "score"), graphs, given.golden, given.card)
+        return publish(root, contract, artifacts)
 
 
 def _rows(schema: FeatureSchema, tasks: tuple[Task, ...], world: World) -> Rows:
