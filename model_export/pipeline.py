@@ -158,6 +158,11 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
     return release
 
 
+def workspace_run(workspace: Workspace) -> Run:
+    """The workspace's trained model. Raises RunError, ContractError."""
+    return read_run(_run_directory(workspace))
+
+
 def write_run(run: Run, directory: Path) -> None:
     """Replaces the run in `directory`; the contract comes last, so a run without one is not a run."""
     try:

@@ -1,5 +1,6 @@
 """Every configuration of a release, loaded into the real server."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]
 
-from feature_client.contract import CONTRACT_KEY
+from feature_client.contract import CONTRACT_KEY, ENTITIES_AT_ONCE_KEY
 from feature_client.release import Release, ReleaseGraph
 from feature_client.triton_config import EXPLAIN_MAX_ROWS, SCORE_MAX_ROWS, config_json
 from model_export.pipeline import Run, publish_run, train_run
@@ -85,9 +86,17 @@ def test_triton_reports_what_it_was_told(release: Release, triton: LocalTriton) 
             words = [
                 w for pid in triton.python_processes() for w in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             ]
-            assert len({word for word in words if word.startswith(f"{graph.name}_")}) == 1
+            assert len({word for word in words if re.fullmatch(rf"{re.escape(graph.name)}(_\d+)+", word)}) == 1
 
         assert config.parameters[CONTRACT_KEY].string_value == release.contract.digest
+        explained = {
+            key: int(value.string_value) for key, value in config.parameters.items() if key == ENTITIES_AT_ONCE_KEY
+        }
+        if graph.explainer is None:
+            assert explained == {}
+        else:
+            cost = release.contract.explanation.explainers[graph.explainer]
+            assert explained == {ENTITIES_AT_ONCE_KEY: cost.entities_at_once}
         assert config.max_batch_size == (EXPLAIN_MAX_ROWS if graph.explains else SCORE_MAX_ROWS)
         assert list(config.version_policy.specific.versions) == [1]
         assert [set(warm.inputs) for warm in config.model_warmup] == [{"numeric", "categorical"}] * 2
