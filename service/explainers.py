@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from feature_client.contract import EXPLAINERS, Contract, Explainer
+from feature_client.texts import ENGLISH
 from service.errors import InvalidRequest
 
 LEARNING_RATE = 0.1
@@ -37,6 +38,7 @@ class Wish:
     margins: bool = False
     tolerance: float | None = None
     budget_s: float | None = None
+    language: str = ENGLISH
 
 
 class Choice(NamedTuple):

@@ -105,6 +105,7 @@ class Predictor:
             margins=request.space == "margin",
             tolerance=request.tolerance,
             budget_s=None if request.budget_ms is None else request.budget_ms / 1_000,
+            language=request.language,
         )
         return await self._explained(request, wish, asker)
 
@@ -257,6 +258,7 @@ def _choice(loaded: Loaded, wanted: Wanted, rows: int) -> Choice | None:
     for position, task in enumerate(wanted.tasks or ()):
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
+    loaded.reasons.wording(wanted.language)
     return choose(contract, wanted, lambda explainer: loaded.paces[explainer].expected_s(rows))
 
 
@@ -307,6 +309,7 @@ def _reasons(answered: Answered, wish: Wish) -> Iterator[Callable[[], None]]:
         top=wish.top,
         space="margin" if wish.margins else "score",
         detail="features" if wish.by_feature else "groups",
+        language=wish.language,
     )
 
     def explain(part: Scored, prediction: Prediction, row: int) -> None:
