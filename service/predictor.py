@@ -211,6 +211,10 @@ class Predictor:
             explainer = wanted if isinstance(wanted, str) else None if asked is None else asked.explainer
             weight = len(work)
             if explainer is not None:
+                if explainer not in arm.loaded.release.contract.explanation.explainers:
+                    raise InvalidRequest(
+                        "a version that answers these customers has no such explainer; ask for one version"
+                    )
                 weight *= weight_of(arm.loaded.release.contract, explainer) * (2 if work.compares else 1)
             places.append(Place(arm, asked, self.queues.of(arm.loaded, explainer), work, weight))
         weight = sum(place.weight for place in places)

@@ -196,6 +196,44 @@ class ModelList(msgspec.Struct):
     models: list[ModelSummary]
 
 
+class PartImportance(msgspec.Struct):
+    """name: of a group, or of a feature in `group`. share: of the sum of all; null where nothing contributes."""
+
+    name: str
+    label: str
+    group: str
+    mean_absolute_contribution: float
+    share: float | None
+
+
+class ImportanceRanking(msgspec.Struct):
+    """The largest first. explainer, method, expected_error: of the explanations averaged, as in TaskExplanation."""
+
+    explainer: str
+    method: str
+    expected_error: float
+    parts: list[PartImportance]
+
+
+class TaskImportance(msgspec.Struct):
+    """unit: of the contributions and of base, the mean score of the customers they compare with. null: not known."""
+
+    label: str
+    unit: str
+    base: float
+    groups: ImportanceRanking | None
+    features: ImportanceRanking | None
+
+
+class ImportanceResponse(msgspec.Struct):
+    """rows: how many customers were averaged over."""
+
+    model: str
+    version: str
+    rows: int
+    tasks: dict[str, TaskImportance]
+
+
 class Problem(msgspec.Struct):
     """RFC 9457, application/problem+json. `code` is stable; `detail` says where in the request, never what was sent.
 

@@ -154,7 +154,8 @@ def test_an_error_that_is_no_size_and_a_base_that_is_no_number_are_refused(error
 
     with pytest.raises(ContractError, match="churn_90d: the explainer fast says no error"):
         replace(CONTRACT, explanation=replace(CONTRACT.explanation, explainers={"fast": unsure}))
-    said, bases = CONTRACT.explanation, ({}, {**NONE, "spend_90d": math.nan}, {**NONE, "spend_90d": -math.inf})
+    said = CONTRACT.explanation
+    bases: list[dict[str, float]] = [{}, {**NONE, "spend_90d": math.nan}, {**NONE, "spend_90d": -math.inf}]
     for explanation in (replace(said, base=base) for base in bases):
         with pytest.raises(ContractError, match="the explanation says no base"):
             replace(CONTRACT, explanation=explanation)

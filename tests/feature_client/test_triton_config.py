@@ -17,7 +17,7 @@ from model_export.pipeline import Run, publish_run, train_run
 from model_export.rows import Dataset, Rows
 from service.local_triton import LocalTriton
 from service.triton_install import find
-from tests.model_export.tiny_release import build_tiny_release, tiny_dataset
+from tests.model_export.tiny_release import LIGHT, build_tiny_release, tiny_dataset
 from tests.triton_calls import connected, infer, loaded
 
 
@@ -35,7 +35,7 @@ def numbers_only() -> Run:
         replace(full.schema, features=features, groups=groups), full.tasks,
         without(full.train), without(full.validation), without(full.test), full.about, full.digest,
     )  # fmt: skip
-    return train_run(dataset, epochs=1)
+    return train_run(dataset, epochs=1, settings=LIGHT)
 
 
 @pytest.fixture(scope="module", params=["categories", "numbers only"])

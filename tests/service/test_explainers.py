@@ -101,7 +101,13 @@ def test_among_equals_the_default_is_chosen(contract: Contract) -> None:
     """As in a release whose fast explainer is exact itself."""
     same = explained_by(contract, {"fast": EXACT, "exact": EXACT})
 
-    for asked in (Asked(), Asked(tolerance=0.0), Asked(budget_s=9.0), Asked(budget_s=0.0001), Asked(tolerance=0.5)):
+    for asked in (
+        Asked(),
+        Asked(tolerance=0.0),
+        Asked(budget_s=9.0),
+        Asked(budget_s=0.0001),
+        Asked(None, tolerance=0.5),
+    ):
         assert choose(same, asked, lambda name: 0.064).explainer == "fast"
 
 
