@@ -15,6 +15,7 @@ from feature_client.contract import CONTRACT_KEY, Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
 from feature_client.texts import FeatureTexts, Frames, Texts
+from model_export.explanation import Settings
 from model_export.pipeline import Run, publish_run, train_run
 from model_export.publish import Artifacts, publish
 from model_export.republish import artifacts_of
@@ -23,6 +24,21 @@ from model_export.tasks import engagement_tasks
 
 AS_OF = datetime(2026, 6, 1, tzinfo=UTC)
 """The instant at which the tiny data set is served: the last of its test cutoffs is 90 days before."""
+
+LIGHT = Settings(
+    background_rows=8,
+    population=128,
+    probes=64,
+    rows=300,
+    selecting_rows=200,
+    candidates=200,
+    fast_rows=32,
+    precise_rows=96,
+    held_out=50,
+    fast_bound=0.5,
+    precise_bound=0.5,
+)
+"""Explanations in a second or two; too light to be good."""
 
 COUNTRIES = ("United Kingdom", "France", "Germany", "Eire", None)
 CATEGORIES = ("lights", "kitchen", "garden", "toys", None)
@@ -173,7 +189,7 @@ def tiny_dataset(rows: int = 6_000, seed: int = 0, without: Sequence[str] = ()) 
 
 
 def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequence[str] = ()) -> Run:
-    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs)
+    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs, settings=LIGHT)
 
 
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:
