@@ -24,6 +24,9 @@ CONTRACT_FORMAT = 3
 CONTRACT_KEY = "rapport.contract"
 """Where a graph's metadata and its config.pbtxt hold the digest of their contract."""
 
+ENTITIES_AT_ONCE_KEY = "rapport.entities_at_once"
+"""Where the config.pbtxt of an explainer says how many entities its graph explains in one run."""
+
 
 class ContractError(RapportError):
     """A contract that cannot be read, or that disagrees with itself."""
@@ -74,6 +77,11 @@ class Errors:
     shifted: Mapping[str, float]
 
 
+NETWORK_ROWS_AT_ONCE = 4_096
+"""Rows of the network in one run of an explanation graph, which works on many for each entity: more at once are no
+faster (cost grows with rows), but hold memory, and nobody else's explanation starts before the run is over."""
+
+
 @dataclass(frozen=True)
 class Explainer:
     """One explanation graph of a release. method: what computes its attributions, as in `shapley-fitted-64`.
@@ -86,6 +94,11 @@ class Explainer:
     rows: int
     error: Errors
     by_feature: bool = False
+
+    @property
+    def entities_at_once(self) -> int:
+        """How many are explained in one run, on CPUs: larger batches are cut."""
+        return max(NETWORK_ROWS_AT_ONCE // max(self.rows, 1), 1)
 
 
 @dataclass(frozen=True)
