@@ -230,7 +230,7 @@ class TaskImportance(msgspec.Struct):
 
 
 class ImportanceResponse(msgspec.Struct):
-    """rows: how many customers were averaged over."""
+    """rows: how many customers were averaged over, less those for whom a task is not defined."""
 
     model: str
     version: str
