@@ -33,6 +33,7 @@ from service.queues import Limits
 from service.releases import Releases
 from service.settings import Settings
 from service.shadow import Shadows
+from service.whatif import WhatIf
 
 
 def create_app(
@@ -70,6 +71,7 @@ def create_app(
         limits,
         shadows,
     )
+    what_if = WhatIf(predictor)
     tensors = TensorScorer(releases, backend, admission, metrics, limits)
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
     exchanges = Exchanges(metrics, AccessLog(enabled=settings.log_level in ("debug", "info")))
@@ -94,6 +96,7 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
             predictor.close()
+            what_if.close()
             tensors.close()
             await shadows.close()
             await backend.close()
@@ -103,7 +106,7 @@ def create_app(
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
     add_routes(routes, OpenInference(endpoints, predictor, tensors))
-    return Front(Observer(routes, exchanges), settings, keyring, predictor, exchanges)
+    return Front(Observer(routes, exchanges), settings, keyring, predictor, what_if, exchanges)
 
 
 def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -> FastAPI:

@@ -18,8 +18,8 @@ def importance_of(contract: Contract, version: str) -> ImportanceResponse:
                 label=task.label,
                 unit=task.unit,
                 base=contract.explanation.base[task.name],
-                groups=_ranking(contract, task, importance.groups, by_feature=False),
-                features=_ranking(contract, task, importance.features, by_feature=True),
+                groups=_ranking(contract, task, importance.groups, importance.GROUPS_BY),
+                features=_ranking(contract, task, importance.features, importance.FEATURES_BY),
             )
             for task in contract.tasks
         },
@@ -27,25 +27,28 @@ def importance_of(contract: Contract, version: str) -> ImportanceResponse:
 
 
 def _ranking(
-    contract: Contract, task: Task, importance: Mapping[str, Mapping[str, float]], *, by_feature: bool
+    contract: Contract, task: Task, importance: Mapping[str, Mapping[str, float]], by: str
 ) -> ImportanceRanking | None:
-    explainers = [one for one in contract.explanation.explainers.values() if one.by_feature == by_feature]
-    means = importance.get(task.name)
-    if not means or not explainers:
+    """by: the explainer whose contributions were averaged."""
+    explainer, means = contract.explanation.explainers.get(by), importance.get(task.name)
+    if explainer is None or not means:
         return None
-    closest = max(explainers, key=lambda explainer: explainer.rows)
     total = sum(means.values())
     return ImportanceRanking(
-        method=closest.method,
-        expected_error=closest.error.scores[task.name],
+        explainer=by,
+        method=explainer.method,
+        expected_error=explainer.error.scores[task.name],
         parts=[
-            PartImportance(
-                name=name,
-                label=contract.schema.by_name[name].label if by_feature else contract.schema.groups[name],
-                group=contract.schema.by_name[name].group if by_feature else name,
-                mean_absolute_contribution=mean,
-                share=mean / total if total else None,
-            )
+            _part(contract, name, mean, total, by_feature=explainer.by_feature)
             for name, mean in sorted(means.items(), key=lambda item: -item[1])
         ],
     )
+
+
+def _part(contract: Contract, name: str, mean: float, total: float, *, by_feature: bool) -> PartImportance:
+    schema = contract.schema
+    share = mean / total if total else None
+    if not by_feature:
+        return PartImportance(name, schema.groups[name], name, mean, share)
+    feature = schema.by_name[name]
+    return PartImportance(name, feature.label, feature.group, mean, share)

@@ -207,8 +207,9 @@ class PartImportance(msgspec.Struct):
 
 
 class ImportanceRanking(msgspec.Struct):
-    """The largest first. method, expected_error: of the explanations that were averaged, as in TaskExplanation."""
+    """The largest first. explainer, method, expected_error: of the explanations averaged, as in TaskExplanation."""
 
+    explainer: str
     method: str
     expected_error: float
     parts: list[PartImportance]

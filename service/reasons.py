@@ -209,9 +209,12 @@ class _Told:
         return reason
 
     def _speaker(self, names: Sequence[str]) -> str | None:
-        """The first with something to say; None in a group without features. names: those that matter most first."""
+        """What matters most, unless it is missing and has no words for that: then the next that is there.
+
+        names: those first that matter most; None where a group has no features.
+        """
         for name in names:
-            if self.values[name] is not None or name in self.writer.says_missing:
+            if self.values[name] is not None or (name == names[0] and name in self.writer.says_missing):
                 return name
         return names[0] if names else None
 

@@ -154,10 +154,14 @@ def test_an_error_that_is_no_size_and_a_base_that_is_no_number_are_refused(error
 
     with pytest.raises(ContractError, match="churn_90d: the explainer fast says no error"):
         replace(CONTRACT, explanation=replace(CONTRACT.explanation, explainers={"fast": unsure}))
-    for base in ({}, {**NONE, "spend_90d": math.nan}, {**NONE, "spend_90d": -math.inf}):
-        for promised in ("base", "margin_base"):
-            with pytest.raises(ContractError, match="the explanation says no base"):
-                replace(CONTRACT, explanation=replace(CONTRACT.explanation, **{promised: base}))  # type: ignore[arg-type]
+    said = CONTRACT.explanation
+    bases: list[dict[str, float]] = [{}, {**NONE, "spend_90d": math.nan}, {**NONE, "spend_90d": -math.inf}]
+    for explanation in (replace(said, base=base) for base in bases):
+        with pytest.raises(ContractError, match="the explanation says no base"):
+            replace(CONTRACT, explanation=explanation)
+    for explanation in (replace(said, margin_base=base) for base in bases):
+        with pytest.raises(ContractError, match="the explanation says no base"):
+            replace(CONTRACT, explanation=explanation)
 
 
 def test_a_graph_gives_scores_and_that_of_an_explainer_what_they_and_their_margins_are_made_of() -> None:
@@ -173,6 +177,13 @@ def test_a_graph_gives_scores_and_that_of_an_explainer_what_they_and_their_margi
             **dict.fromkeys(("scores", "base", "margins", "margin_base"), (7, 2)),
             **dict.fromkeys(("attributions", "margin_attributions"), (7, 2, parts)),
         }
+
+
+def test_so_many_are_explained_in_one_run_as_the_network_takes_rows() -> None:
+    fast = CONTRACT.explanation.explainers["fast"]
+
+    for rows, entities in ((0, 4_096), (1, 4_096), (64, 64), (65, 63), (4_096, 1), (1_000_000, 1)):
+        assert replace(fast, rows=rows).entities_at_once == entities
 
 
 def test_a_score_has_the_highest_segment_that_it_reaches() -> None:

@@ -93,6 +93,19 @@ def test_the_configs_of_all_explainers_are_read_like_the_first(release: Release,
     assert f"{name}/config.pbtxt" in str(refused.value)
 
 
+@pytest.mark.parametrize("entities", ["-1", "4097", "many", ""])
+def test_no_run_explains_more_than_the_network_takes_rows(release: Release, entities: str) -> None:
+    said = release.contract.explanation.explainers["fast"].entities_at_once
+    file = release.root / "engagement.1.explain" / "config.pbtxt"
+    before = f'key: "rapport.entities_at_once"\n  value {{\n    string_value: "{said}"'
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, before.replace(f'"{said}"', f'"{entities}"')))
+    seal(release)
+
+    with pytest.raises(ReleaseError, match=r"entities_at_once is not a number from 0 to 4096"):
+        read_again(release)
+
+
 def test_the_config_of_another_explainer_is_refused(release: Release) -> None:
     (release.root / "engagement.1.explain" / "config.pbtxt").write_bytes(
         (release.root / "engagement.1.explain_exact" / "config.pbtxt").read_bytes()

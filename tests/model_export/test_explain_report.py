@@ -262,27 +262,21 @@ def test_the_page_says_what_it_was_made_of(page: ET.Element, pristine: Release) 
             assert f" {stated.error.scores[task.name]:.1%} {stated.error.shifted[task.name]:.1%} " in line
 
 
-def test_the_same_seed_gives_the_same_page(workspace: Workspace, pristine: Release, report: Report) -> None:
-    again = report_workspace(workspace, pristine.root, rows=ROWS, seed=SEED)
-    other = report_workspace(workspace, pristine.root, rows=ROWS, seed=SEED + 1)
+def test_the_seed_says_who_is_in_the_sample(run: Run, sample: Sample) -> None:
+    everybody, others = draw_sample(run, 10**6, SEED), draw_sample(run, ROWS, SEED + 1)
 
-    assert again.html == report.html
-    assert other.html != report.html
+    assert draw_sample(run, ROWS, SEED).positions.tolist() == sample.positions.tolist()
+    assert others.positions.tolist() != sample.positions.tolist()
+    assert everybody.positions.tolist() == list(range(len(run.rows[0])))
 
 
-def test_another_graph_can_be_asked(workspace: Workspace, pristine: Release) -> None:
-    fast = report_workspace(workspace, pristine.root, rows=2, explainer="fast")
+def test_another_graph_can_be_asked_and_one_customer_is_enough(workspace: Workspace, pristine: Release) -> None:
+    fast = report_workspace(workspace, pristine.root, rows=1, explainer="fast")
 
-    assert pristine.graph_name("fast") in fast.html
+    assert fast.rows == 1
+    assert text_of(ET.fromstring(fast.html)).count(f"{pristine.graph_name('fast')} ") >= len(pristine.contract.tasks)
     with pytest.raises(RapportError, match=r"explains groups by fast, .*not by features"):
         report_workspace(workspace, pristine.root, explainer="features")
-
-
-def test_one_customer_is_enough_and_more_than_there_are_is_all(
-    run: Run, workspace: Workspace, pristine: Release
-) -> None:
-    assert report_workspace(workspace, pristine.root, rows=1).rows == 1
-    assert len(draw_sample(run, 10**6, 0)) == len(run.rows[0])
 
 
 def test_a_score_that_is_defined_for_nobody_has_no_pictures(pristine: Release, sample: Sample) -> None:
@@ -334,7 +328,7 @@ def command(*arguments: str, before: str = "") -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_the_command_writes_the_page_and_its_pictures(
+def test_the_command_writes_the_same_page_for_the_same_seed_and_its_pictures(
     workspace: Workspace, pristine: Release, report: Report, tmp_path: Path
 ) -> None:
     places = ["--workspace", str(workspace.root), "--models", str(pristine.root)]
@@ -413,31 +407,31 @@ def test_values_are_as_people_write_them(unit: str, value: float, text: str) -> 
     assert write_number(feature, value, "GBP") == text
 
 
-@pytest.mark.parametrize(
-    "label", ["Ca$h in $", "An extraordinarily long label that nobody would ever read out loud, or " * 3, "<b>&"]
-)
-@pytest.mark.parametrize("rows", [1, 2, 300])
-def test_pictures_can_be_drawn_of_anything(label: str, rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 300])
+def test_pictures_can_be_drawn_of_anything(rows: int) -> None:
     """Nothing warns, breaks or hangs: labels that look like markup, values that are all alike, missing or huge."""
-    rng = np.random.default_rng(0)
+    money, long, markup = "Ca$h in $", "A label that nobody would ever read out loud, or " * 3, "<b>&"
     scale = draw.Scale.of(AMOUNT)
-    contributions = rng.standard_cauchy(rows) * 1e3
-    zeros, missing = np.zeros(rows), np.full(rows, np.nan)
+    huge = np.random.default_rng(0).standard_cauchy(rows) * 1e6
+    zeros, missing, few = np.zeros(rows), np.full(rows, np.nan), np.asarray(np.arange(rows) % 3.0, np.float64)
     quantiles = tuple(np.linspace(0, 1e6, 21))
+    words = [money, long, markup] * rows
     panels: list[draw.Numbers | draw.Words] = [
-        draw.Numbers(label, np.asarray(values), moved, reference, str)
-        for values in (zeros, missing, contributions, np.exp(contributions / 1e4), np.arange(rows) % 3.0)
-        for moved in (zeros, contributions)
-        for reference in (quantiles, ())
+        draw.Numbers(money, zeros, zeros, quantiles, str),
+        draw.Numbers(long, missing, huge, (), str),
+        draw.Numbers(markup, huge, huge, quantiles, str),
+        draw.Numbers(markup, np.abs(huge), huge, (), str),
+        draw.Numbers(markup, few, huge, (0.0,) * 21, str),
+        draw.Words(long, words[:rows], huge, {money: 0.5}),
+        draw.Words(long, [str(row) for row in range(rows)], zeros, {}),
     ]
-    words = draw.Words(label, [label, "b"][: rows % 2 + 1] * -(-rows // (rows % 2 + 1)), contributions, {label: 0.5})
     figures = [
-        draw.bars([draw.Bar(label, 0.0), draw.Bar(label, 1e9)], scale),
-        draw.beeswarm([draw.Swarm(label, contributions, missing), draw.Swarm(label, zeros, zeros)], scale),
-        draw.beeswarm([draw.Swarm(label, zeros)], scale),
-        draw.dependence([*panels, replace(words, values=words.values[:rows])], scale),
-        draw.waterfall(0.0, -5.0, [draw.Step(label, label, -5.0), draw.Step(label, "", 0.0)], scale),
-        draw.waterfall(1e6, 0.0, [draw.Step(label, label, -1e6)], scale),
+        draw.bars([draw.Bar(money, 0.0), draw.Bar(long, 1e9)], scale),
+        draw.beeswarm([draw.Swarm(long, huge, missing), draw.Swarm(markup, zeros, zeros)], scale),
+        draw.beeswarm([draw.Swarm(money, zeros)], scale),
+        draw.dependence(panels, scale),
+        draw.waterfall(0.0, -5.0, [draw.Step(long, long, -5.0), draw.Step(markup, "", 0.0)], scale),
+        draw.waterfall(1e6, 0.0, [draw.Step(money, money, -1e6)], scale),
     ]
 
     assert all(len(draw.png(figure)) > 1_000 for figure in figures)

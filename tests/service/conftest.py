@@ -66,7 +66,7 @@ def rows_of(customer: str, *, age_s: float = 600.0) -> dict[str, tuple[float, di
                 "country": COUNTRIES[0],
             },
         ),
-        "engagement": (at, {"customer_id": customer, "sessions_30d": 6.0, "preferred_channel": CHANNELS[0]}),
+        "engagement": (at, {"customer_id": customer, "sessions_30d": 6, "preferred_channel": CHANNELS[0]}),
     }
 
 

@@ -12,8 +12,8 @@ def admission() -> Admission:
     return Admission({"predict": 100, "explain": 64}, Metrics())
 
 
-def shed(admission: Admission, lane: str) -> float:
-    labels = {"lane": lane, "reason": "inflight_rows"}
+def shed(admission: Admission, lane: str, reason: str = "inflight_rows") -> float:
+    labels = {"lane": lane, "reason": reason}
     return admission.metrics.registry.get_sample_value("rapport_shed_total", labels) or 0.0
 
 
@@ -60,4 +60,13 @@ def test_who_is_refused_counts_for_nothing(admission: Admission) -> None:
     assert admission.rows["predict"] == 100
     for rows in (60, 40):
         admission.leave("predict", rows)
+    assert set(admission.rows.values()) == {0}
+
+
+def test_who_is_refused_for_another_reason_is_counted_by_it(admission: Admission) -> None:
+    with pytest.raises(Overloaded):
+        admission.refuse("explain", "predicted_wait")
+
+    assert shed(admission, "explain", "predicted_wait") == 1
+    assert shed(admission, "explain") == 0
     assert set(admission.rows.values()) == {0}

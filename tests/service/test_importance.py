@@ -49,9 +49,10 @@ def test_it_says_which_explanations_were_averaged_and_how_wrong_they_are(url: st
     answer = requests.get(f"{url}/v1/models/engagement/importance", timeout=10).json()
 
     for task, said in answer["tasks"].items():
-        for ranking, explainer in (("groups", explainers["exact"]), ("features", explainers["features"])):
-            assert said[ranking]["method"] == explainer.method
-            assert said[ranking]["expected_error"] == explainer.error.scores[task]
+        for ranking, explainer in (("groups", "precise"), ("features", "features")):
+            assert said[ranking]["explainer"] == explainer
+            assert said[ranking]["method"] == explainers[explainer].method
+            assert said[ranking]["expected_error"] == explainers[explainer].error.scores[task]
 
 
 def test_a_release_that_knows_no_figures_says_null_and_not_zero(release: Release) -> None:

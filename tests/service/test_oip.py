@@ -428,8 +428,11 @@ def three_of(fast_alone: Release, tmp_path: Path, start: Start, route: str) -> s
     shutil.copytree(fast_alone.root, tmp_path, dirs_exist_ok=True)
     (tmp_path / "routes.toml").write_text(f"[engagement]\n{route}\n")
     url = start(models=tmp_path)
-    name = f"{url}/v2/models/engagement"
-    until(lambda: requests.get(name, timeout=5).json()["versions"] == ["1", "2", "3"], "not all of them")
+
+    def versions() -> object:
+        return requests.get(f"{url}/v2/models/engagement", timeout=5).json()["versions"]
+
+    until(lambda: versions() == ["1", "2", "3"], "not all of them")
     return url
 
 

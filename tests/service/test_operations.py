@@ -367,13 +367,14 @@ def test_a_release_that_is_let_go_leaves_no_explainer_behind(fast_alone: Release
 
     async def look() -> None:
         releases = Releases(root, backend, Metrics(), grace_s=0.0)
-        for champion in (1, 3, 2):
-            (root / "routes.toml").write_text(f"[engagement]\nchampion = {champion}\n")
+        for named in ((1, 2), (3, 2), (2, 1)):
+            (root / "routes.toml").write_text("[engagement]\nchampion = {}\nprevious = {}\n".format(*named))
             await releases.refresh()
             await releases.refresh()
-            expected = read_release(root, "engagement", champion).graph_names
-            assert set(backend.graphs) == releases.graphs() == set(expected)
-            assert len(expected) == 2 if champion == 3 else len(expected) > 2
+            graphs = {name for version in named for name in read_release(root, "engagement", version).graph_names}
+            assert set(backend.graphs) == releases.graphs() == graphs
+            assert ("engagement.3.explain" in graphs) == (3 in named)
+            assert "engagement.3.explain_exact" not in graphs
 
     asyncio.run(look())
 
