@@ -5,6 +5,7 @@ kept, under a digest of all that it follows from.
 """
 
 import hashlib
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -302,7 +303,8 @@ def _digest(network: Network, dataset: Dataset, sample: Sample, settings: Settin
 def _read(path: Path) -> tuple[Explained, Explanation] | None:
     """What `_write` left there; nothing where it is not there, or not whole: it is a cache."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Through memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = dict(file)
         return Explained.from_arrays(arrays), msgspec.json.decode(arrays["explanation"].tobytes(), type=Explanation)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError):
