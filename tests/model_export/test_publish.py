@@ -206,6 +206,14 @@ def test_a_publisher_killed_at_any_step_leaves_a_whole_release_or_none_and_its_n
         assert {path.name for path in root.iterdir() if path.is_dir()} == {*chain.from_iterable(releases)}
 
 
+def test_a_number_is_taken_by_whatever_is_left_of_it(release: Release) -> None:
+    """Of any explainer; what no publisher makes takes none."""
+    for name in ("engagement.4.explain_precise", "engagement.9.explain_guess", "engagement.9.explain.x", "other.9"):
+        (release.root / name).mkdir()
+
+    assert publish_again(release).version == "5"
+
+
 def test_a_failed_publisher_cleans_up_behind_itself(release: Release) -> None:
     artifacts, absent = artifacts_of(release), release.root / "absent.onnx"
     before = sorted(release.root.rglob("*"))
