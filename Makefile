@@ -88,5 +88,5 @@ $(INSTALLED): pyproject.toml
 		echo "rapport: $$free MB are free here; the installation needs $(NEEDED_MB) MB" >&2; exit 1; fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q torch==2.13.0
-	$(BIN)/pip install --disable-pip-version-check -q -e ".[cpu,triton,objects,signing,features,export,local,loadtest,dev]"
+	$(BIN)/pip install --disable-pip-version-check -q -e ".[cpu,triton,objects,signing,features,export,report,local,loadtest,dev]"
 	@touch $@

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from feature_client.errors import RapportError
 from feature_client.release import (
+    DIRECTORY_NAME,
     MANIFEST,
     MAX_BYTES,
     RELEASE_NAME,
@@ -184,12 +185,12 @@ class Mirror:
 
     def _let_go(self, routes: dict[str, Route]) -> None:
         named = {f"{model}.{version}" for model, route in routes.items() for version in route.named}
-        for path in self.root.iterdir():
-            if RELEASE_NAME.fullmatch(path.name) and path.name not in named:
-                try:
-                    self.store.find(f"{path.name}/{MANIFEST}")
-                except FileNotFoundError:
-                    self._remove(path.name)
+        matches = (DIRECTORY_NAME.fullmatch(path.name) for path in self.root.iterdir())
+        for name in {match[1] for match in matches if match} - named:
+            try:
+                self.store.find(f"{name}/{MANIFEST}")
+            except FileNotFoundError:
+                self._remove(name)
 
     def _remove(self, name: str) -> None:
         self._verified.discard(name)

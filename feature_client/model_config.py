@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-from feature_client.contract import CONTRACT_KEY, Contract
+from feature_client.contract import CONTRACT_KEY, ENTITIES_AT_ONCE_KEY, NETWORK_ROWS_AT_ONCE, Contract
 from feature_client.errors import RapportError
 
 Value: TypeAlias = "str | Message"
@@ -53,9 +53,13 @@ NUMBERS: Mapping[str, int] = {
 }
 """Key -> the largest number there: Triton would start a million processes, or let every request wait for an hour."""
 
-MAX_THREADS = 256
+PARAMETERS: Mapping[str, int] = {
+    "intra_op_thread_count": 256,
+    "inter_op_thread_count": 256,
+    ENTITIES_AT_ONCE_KEY: NETWORK_ROWS_AT_ONCE,
+}
+"""Parameter -> the largest number there. Besides these there is the digest of the contract."""
 
-PARAMETERS = frozenset({CONTRACT_KEY, "intra_op_thread_count", "inter_op_thread_count"})
 ACCELERATORS = frozenset({"cuda"})
 
 TOKEN = re.compile(
@@ -128,10 +132,10 @@ def _check_settings(config: Message, contract: Contract) -> None:
         for pair in _messages(config, "parameters")
     ]
     for key, values in parameters:
-        if len(key) != 1 or key[0] not in PARAMETERS:
+        if len(key) != 1 or key[0] not in (CONTRACT_KEY, *PARAMETERS):
             raise ConfigError(f"the parameter {key} is nothing that Rapport writes")
-        if key != [CONTRACT_KEY] and not all(_is_number(value, MAX_THREADS) for value in values):
-            raise ConfigError(f"{key[0]} is not a number from 0 to {MAX_THREADS}")
+        if key != [CONTRACT_KEY] and not all(_is_number(value, PARAMETERS[key[0]]) for value in values):
+            raise ConfigError(f"{key[0]} is not a number from 0 to {PARAMETERS[key[0]]}")
     if [value for key, value in parameters if key == [CONTRACT_KEY]] != [[contract.digest]]:
         raise ConfigError("it was written for another contract")
     for optimization in _messages(config, "optimization"):

@@ -40,7 +40,7 @@ class RepositoryError(RapportError):
 class Listed:
     """A published release, or one that a route names and that is not there. Its files were not verified.
 
-    manifest: None where it is not there, or cannot be read, as `problem` says. size: bytes of both directories.
+    manifest: None where it is not there, or cannot be read, as `problem` says. size: bytes of all its directories.
     """
 
     model: str

@@ -319,6 +319,16 @@ class FeatureSchema:
             for name, value in values.items():
                 self._override(name, value, row)
 
+    def vary(self, encoded: Encoded, variations: Sequence[Mapping[str, Override]]) -> Encoded:
+        """The one row of `encoded` once for each variation, with these values in place, as `encode` puts overrides.
+
+        Raises OverrideError.
+        """
+        varied = encoded.rows([0] * len(variations))
+        self._apply(variations, varied.numeric, varied.categorical, varied.overridden)
+        varied.defaulted[varied.overridden] = varied.stale[varied.overridden] = False
+        return varied
+
     def decode_row(self, encoded: Encoded, row: int) -> dict[str, float | str | None]:
         """The model's inputs of one row by name, readable: categories as their text, missing as None."""
         numbers = [None if math.isnan(number) else number for number in encoded.numeric[row].tolist()]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from feature_client.contract import CONTRACT_KEY, Contract
+from feature_client.contract import CONTRACT_KEY, ENTITIES_AT_ONCE_KEY, Contract
 from feature_client.release import ReleaseGraph
 
 SCORE_MAX_ROWS = 1024
@@ -57,6 +57,10 @@ def _config(
     widths = {"numeric": len(schema.numeric), "categorical": len(schema.categorical)}
     types = {"numeric": Symbol("TYPE_FP32"), "categorical": Symbol("TYPE_INT64")}
     max_rows = SCORE_MAX_ROWS if explainer is None else EXPLAIN_MAX_ROWS
+    # On CPUs more instances use more cores better than more threads do.
+    parameters = {CONTRACT_KEY: contract.digest, "intra_op_thread_count": "1"}
+    if explainer is not None:
+        parameters[ENTITIES_AT_ONCE_KEY] = str(contract.explanation.explainers[explainer].entities_at_once)
     kind = {None: "KIND_AUTO", True: "KIND_GPU", False: "KIND_CPU"}[gpu]
     return {
         "name": name,
@@ -78,13 +82,7 @@ def _config(
                 "gpu_execution_accelerator": [{"name": "cuda", "parameters": Map(use_tf32="0")}]
             }
         },
-        "parameters": Map(
-            {
-                CONTRACT_KEY: {"string_value": contract.digest},
-                # On CPUs more instances use more cores better than more threads do.
-                "intra_op_thread_count": {"string_value": "1"},
-            }
-        ),
+        "parameters": Map({key: {"string_value": value} for key, value in parameters.items()}),
         "model_warmup": [
             {
                 "name": f"{rows} rows",

@@ -12,30 +12,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from feature_client.contract import Contract, Errors, Explainer, Explanation, Importance
+from feature_client.contract import Contract
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
-from model_export.attribution import BACKGROUND_ROWS, ExplainedNetwork, choose_background
 from model_export.card import card
 from model_export.evaluate import evaluate, reference, segments
+from model_export.explanation import FULL, Explained, Sample, Settings, explain
 from model_export.export import export
 from model_export.network import Network
 from model_export.publish import Artifacts, publish, set_champion
 from model_export.rows import Dataset
 from model_export.train import EPOCHS, predict, train
-from model_export.verify import BATCHES, Floats, Graphs, Ints, verify, write_golden
+from model_export.verify import Floats, Graphs, Ints, verify, write_golden
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
     from feature_client.signature import SigningKey
 
 MODEL = "engagement"
+
+SAMPLE_ROWS = 2_000
+"""Test rows that a run keeps: for what is stated about explanations, for golden answers, and for reports."""
 
 
 class RunError(RapportError):
@@ -46,13 +50,13 @@ class RunError(RapportError):
 class Run:
     """A trained network with everything that a release says about it.
 
-    rows, background: `numeric` and `categorical` of real test rows and of the background of explanations.
+    rows: `numeric` and `categorical` of real test rows.
     """
 
     contract: Contract
     weights: Mapping[str, torch.Tensor]
     rows: tuple[Floats, Ints]
-    background: tuple[Floats, Ints]
+    explained: Explained
 
 
 @contextmanager
@@ -72,7 +76,8 @@ def train_workspace(workspace: Workspace, *, seed: int = 0, epochs: int = EPOCHS
     # Here, not above: Feast takes seconds to import, and publishing needs none of it.
     from model_export.dataset import build  # noqa: PLC0415
 
-    run = train_run(build(workspace, code_digest()), seed=seed, epochs=epochs, model=model)
+    dataset = build(workspace, code_digest())
+    run = train_run(dataset, seed=seed, epochs=epochs, model=model, cache=workspace.root / "explained")
     write_run(run, _run_directory(workspace))
     return run.contract
 
@@ -88,35 +93,33 @@ def publish_unrouted(workspace: Workspace, root: Path, key: "SigningKey | None" 
 
 
 @one_thread()
-def train_run(dataset: Dataset, *, seed: int = 0, epochs: int = EPOCHS, model: str = MODEL) -> Run:
+def train_run(
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    model: str = MODEL,
+    settings: Settings = FULL,
+    cache: Path | None = None,
+) -> Run:
+    """settings: of explanations. cache: a directory for those; training itself is repeated."""
     network = train(dataset, seed=seed, epochs=epochs)
-    chosen = choose_background(len(dataset.train), BACKGROUND_ROWS, seed)
-    background = (dataset.train.numeric[chosen], dataset.train.categorical[chosen])
-    with torch.no_grad():
-        lifted = network.inputs.lift(*(torch.from_numpy(array) for array in background))
-        base, margin_base = (values.mean(dim=0) for values in network.outcomes(lifted))
+    chosen = np.random.default_rng(seed).permutation(len(dataset.test))[:SAMPLE_ROWS]
+    rows = (dataset.test.numeric[chosen], dataset.test.categorical[chosen])
+    explained, explanation = explain(network, dataset, Sample(*rows), settings, seed=seed, cache=cache)
     named = segments(predict(network, dataset.validation), dataset.validation, dataset.tasks)
     tasks = tuple(replace(task, segments=named[task.name]) for task in dataset.tasks)
-    zero = {task.name: 0.0 for task in tasks}
     contract = Contract(
         model=model,
         schema=dataset.schema,
         tasks=tasks,
-        explanation=Explanation(
-            background_rows=len(chosen),
-            base={task.name: float(value) for task, value in zip(tasks, base, strict=True)},
-            margin_base={task.name: float(value) for task, value in zip(tasks, margin_base, strict=True)},
-            explainers=dict.fromkeys(("fast", "exact"), Explainer("shapley-exact", 4096, Errors(zero, zero, zero))),
-            importance=Importance(0, {}, {}),
-        ),
+        explanation=explanation,
         reference=reference(dataset.schema, dataset.train),
         training=dict(dataset.about),
         metrics=evaluate(predict(network, dataset.test), dataset.test, tasks),
         digests={"data": dataset.digest, "code": code_digest()},
     )
-    sample = np.random.default_rng(seed).permutation(len(dataset.test))[: max(BATCHES)]
-    rows = (dataset.test.numeric[sample], dataset.test.categorical[sample])
-    return Run(contract, network.state_dict(), rows, background)
+    return Run(contract, network.state_dict(), rows, explained)
 
 
 def publish_run(run: Run, root: Path) -> Release:
@@ -132,21 +135,20 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
     network = Network(run.contract.schema, run.contract.tasks)
     network.load_state_dict(dict(run.weights))
     network.eval()
-    explained = ExplainedNetwork(network, run.contract.schema, *run.background).eval()
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=4, unit="step") as progress:
-        graphs = Graphs(network, explained, Path(scratch) / "score.onnx", Path(scratch) / "explain.onnx")
-        for module, path in ((network, graphs.score_file), (explained, graphs.explain_file)):
-            progress.set_description("export")
-            export(module, run.contract, path)
+    explainers = run.contract.explanation.explainers
+    explained = {name: run.explained.graph(network, run.contract.schema, name) for name in explainers}
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=3 + len(explained), unit="step") as progress:
+        files = {name: Path(scratch) / f"{name}.onnx" for name in explained}
+        graphs = Graphs(network, Path(scratch) / "score.onnx", explained, files)
+        progress.set_description("export")
+        export(network, run.contract, graphs.score_file)
+        progress.update()
+        for name, module in explained.items():
+            export(module, run.contract, files[name])
             progress.update()
         progress.set_description("verify")
         verify(graphs, *run.rows)
-        artifacts = Artifacts(
-            graphs.score_file,
-            {"fast": graphs.explain_file, "exact": graphs.explain_file},
-            golden=Path(scratch) / "golden.npz",
-            card=Path(scratch) / "card.md",
-        )
+        artifacts = Artifacts(graphs.score_file, files, Path(scratch) / "golden.npz", Path(scratch) / "card.md")
         write_golden(graphs, *run.rows, artifacts.golden)
         artifacts.card.write_text(card(run.contract), encoding="utf-8")
         progress.update()
@@ -156,14 +158,19 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
     return release
 
 
+def workspace_run(workspace: Workspace) -> Run:
+    """The workspace's trained model. Raises RunError, ContractError."""
+    return read_run(_run_directory(workspace))
+
+
 def write_run(run: Run, directory: Path) -> None:
     """Replaces the run in `directory`; the contract comes last, so a run without one is not a run."""
     try:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         torch.save(dict(run.weights), directory / "weights.pt")
-        for name, (numeric, categorical) in (("rows", run.rows), ("background", run.background)):
-            np.savez(directory / f"{name}.npz", numeric=numeric, categorical=categorical)
+        np.savez(directory / "rows.npz", numeric=run.rows[0], categorical=run.rows[1])
+        np.savez(directory / "explained.npz", **run.explained.arrays())  # type: ignore[arg-type]
         (directory / "contract.json").write_bytes(run.contract.to_json())
     except OSError as exc:
         raise RunError(f"cannot write the run to {directory}: {exc.strerror or exc}") from exc
@@ -174,12 +181,12 @@ def read_run(directory: Path) -> Run:
     try:
         contract = Contract.from_json((directory / "contract.json").read_bytes())
         weights = torch.load(directory / "weights.pt", weights_only=True)
-        rows, background = (_read_rows(directory / f"{name}.npz") for name in ("rows", "background"))
+        rows, explained = (_read_arrays(directory / f"{name}.npz") for name in ("rows", "explained"))
+        return Run(contract, weights, (rows["numeric"], rows["categorical"]), Explained.from_arrays(explained))
     except FileNotFoundError as exc:
         raise RunError(f"no trained model in {directory}: run `rapport train` first") from exc
     except (OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError) as exc:
         raise RunError(f"the run in {directory} is damaged, train again: {exc}") from exc
-    return Run(contract, weights, rows, background)
 
 
 def code_digest() -> str:
@@ -197,6 +204,6 @@ def _run_directory(workspace: Workspace) -> Path:
     return workspace.root / "run"
 
 
-def _read_rows(path: Path) -> tuple[Floats, Ints]:
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     with np.load(path, allow_pickle=False) as file:
-        return file["numeric"], file["categorical"]
+        return dict(file)

@@ -1,5 +1,6 @@
 """Holds the exported graphs against torch, on real rows and hostile ones, before anybody can serve them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.errors import RapportError
-from feature_client.golden import golden_name
+from feature_client.golden import SPLIT_UP, golden_name
 from feature_client.triton_config import EXPLAIN_MAX_ROWS
 from model_export.attribution import ExplainedNetwork
 from model_export.export import EXPLAIN_OUTPUTS, SCORE_OUTPUTS
@@ -18,7 +19,6 @@ from model_export.network import Network
 
 BATCHES = (1, 2, 7, 32, 64, 256)
 GOLDEN_ROWS = 16
-EXPLAINERS_RELEASED = ("fast", "exact")
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class ParityError(RapportError):
 
 @dataclass(frozen=True)
 class Parity:
-    """The worst discrepancies, in units of what is allowed (at most 1)."""
+    """The worst discrepancies of all graphs, in scores and margins, in units of what is allowed (at most 1)."""
 
     scores: float
     attributions: float
@@ -39,12 +39,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Graphs:
-    """Both graphs of a release, with the torch modules they were exported from."""
+    """The graphs of a release, with the torch modules they were exported from; of explanations, by explainer."""
 
     network: Network
-    explained: ExplainedNetwork
     score_file: Path
-    explain_file: Path
+    explained: Mapping[str, ExplainedNetwork]
+    explain_files: Mapping[str, Path]
 
 
 class Session:
@@ -63,18 +63,22 @@ class Session:
 
 def verify(graphs: Graphs, numeric: Floats, categorical: Ints) -> Parity:
     """numeric [rows, N], categorical [rows, K]: real rows, repeated where a batch needs more. Raises ParityError."""
-    score, explain = Session(graphs.score_file, SCORE_OUTPUTS), Session(graphs.explain_file, EXPLAIN_OUTPUTS)
+    score = Session(graphs.score_file, SCORE_OUTPUTS)
+    explain = {name: Session(path, EXPLAIN_OUTPUTS) for name, path in graphs.explain_files.items()}
     batches = [(numeric[rows], categorical[rows]) for rows in (np.arange(size) % len(numeric) for size in BATCHES)]
     batches.append(hostile_rows(graphs.network, numeric.shape[1]))
     worst = {"scores": 0.0, "attributions": 0.0, "additivity": 0.0}
     for batch in batches:
-        what = f"batch of {len(batch[0])}"
         answers = score.run(*batch)
         with torch.no_grad():
             expected = graphs.network(*map(torch.from_numpy, batch)).numpy()
-        _hold(worst, "scores", what, discrepancy(answers["scores"], expected))
+        _hold(worst, "scores", f"batch of {len(batch[0])}", discrepancy(answers["scores"], expected))
         if len(batch[0]) <= EXPLAIN_MAX_ROWS:
-            _verify_explanation(graphs.explained, explain.run(*batch), answers["scores"], batch, worst)
+            for name, session in explain.items():
+                what = f"{name} explanations of a batch of {len(batch[0])}"
+                found = session.run(*batch)
+                _hold(worst, "scores", what, discrepancy(found["scores"], answers["scores"]))
+                _verify_explanation(graphs.explained[name], found, batch, what, worst)
     return Parity(**worst)
 
 
@@ -98,8 +102,8 @@ def write_golden(graphs: Graphs, numeric: Floats, categorical: Ints, path: Path)
     inputs = np.concatenate([numeric[:rows], nothing])
     categories = np.concatenate([categorical[:rows], np.zeros((1, categorical.shape[1]), dtype=np.int64)])
     answers = Session(graphs.score_file, SCORE_OUTPUTS).run(inputs, categories)
-    explained = Session(graphs.explain_file, EXPLAIN_OUTPUTS).run(inputs, categories)
-    for explainer in EXPLAINERS_RELEASED:
+    for explainer, graph in graphs.explain_files.items():
+        explained = Session(graph, EXPLAIN_OUTPUTS).run(inputs, categories)
         answers |= {golden_name(explainer, output): values for output, values in explained.items()}
     np.savez(path, numeric=inputs, categorical=categories, **answers)  # type: ignore[arg-type]
 
@@ -107,22 +111,21 @@ def write_golden(graphs: Graphs, numeric: Floats, categorical: Ints, path: Path)
 def _verify_explanation(
     explained: ExplainedNetwork,
     answers: dict[str, Floats],
-    scores: Floats,
     batch: tuple[Floats, Ints],
+    what: str,
     worst: dict[str, float],
 ) -> None:
     with torch.no_grad():
-        expected = dict(
-            zip(EXPLAIN_OUTPUTS, (output.numpy() for output in explained(*map(torch.from_numpy, batch))), strict=True)
-        )
-    what = f"explanations of a batch of {len(scores)}"
-    _hold(worst, "scores", what, discrepancy(answers["scores"], scores))
-    _hold(worst, "scores", what, discrepancy(answers["base"], expected["base"]))
-    scale = attribution_scale(expected["attributions"], expected["base"])
-    gap = discrepancy(answers["attributions"], expected["attributions"], scale)
-    _hold(worst, "attributions", what, gap)
-    total = answers["base"] + answers["attributions"].sum(axis=-1, dtype=np.float64)
-    _hold(worst, "additivity", what, discrepancy(total, answers["scores"], scale[..., 0]))
+        outputs = [output.numpy() for output in explained(*map(torch.from_numpy, batch))]
+    expected = dict(zip(EXPLAIN_OUTPUTS, outputs, strict=True))
+    for whole, parts in (("scores", "attributions"), ("margins", "margin_attributions")):
+        base = SPLIT_UP[parts]
+        for output in (whole, base):
+            _hold(worst, "scores", what, discrepancy(answers[output], expected[output]))
+        scale = attribution_scale(expected[parts], expected[base])
+        _hold(worst, "attributions", what, discrepancy(answers[parts], expected[parts], scale))
+        total = answers[base] + answers[parts].sum(axis=-1, dtype=np.float64)
+        _hold(worst, "additivity", what, discrepancy(total, answers[whole], scale[..., 0]))
 
 
 def _hold(worst: dict[str, float], figure: str, what: str, found: npt.NDArray[np.float64]) -> None:

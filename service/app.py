@@ -26,13 +26,14 @@ from service.logs import AccessLog
 from service.metrics import Metrics
 from service.oip import OpenInference, add_routes
 from service.oip_tensors import TensorScorer
-from service.openapi import KEY, Gateway, answers_of
+from service.openapi import IMPORTANCE, KEY, Gateway, answers_of
 from service.predictor import Predictor
-from service.protocol import ModelList
+from service.protocol import ImportanceResponse, ModelList
 from service.queues import Limits
 from service.releases import Releases
 from service.settings import Settings
 from service.shadow import Shadows
+from service.whatif import WhatIf
 
 
 def create_app(
@@ -70,6 +71,7 @@ def create_app(
         limits,
         shadows,
     )
+    what_if = WhatIf(predictor)
     tensors = TensorScorer(releases, backend, admission, metrics, limits)
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
     exchanges = Exchanges(metrics, AccessLog(enabled=settings.log_level in ("debug", "info")))
@@ -94,6 +96,7 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
             predictor.close()
+            what_if.close()
             tensors.close()
             await shadows.close()
             await backend.close()
@@ -103,7 +106,7 @@ def create_app(
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
     add_routes(routes, OpenInference(endpoints, predictor, tensors))
-    return Front(Observer(routes, exchanges), settings, keyring, predictor, exchanges)
+    return Front(Observer(routes, exchanges), settings, keyring, predictor, what_if, exchanges)
 
 
 def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -> FastAPI:
@@ -118,6 +121,13 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
     )
     app.get("/v1/models", response_model=None, responses=answers_of(ModelList), openapi_extra=KEY)(endpoints.models)
     app.get("/v1/models/{model}", response_model=None, openapi_extra=KEY)(endpoints.model)
+    importance = app.get(
+        "/v1/models/{model}/importance",
+        response_model=None,
+        responses=answers_of(ImportanceResponse),
+        openapi_extra=IMPORTANCE,
+    )
+    importance(endpoints.importance)
     app.get("/livez", response_model=None)(endpoints.livez)
     app.get("/readyz", response_model=None)(endpoints.readyz)
     if not own_metrics_port:

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from feature_client.errors import RapportError
+from service.explain_commands import app as explain
 from service.extras import reach
 
 
@@ -50,6 +51,7 @@ app.add_typer(features, name="features")
 app.add_typer(keys, name="keys")
 app.add_typer(triton, name="triton")
 app.add_typer(releases, name="release")
+app.add_typer(explain, name="explain")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]

@@ -14,6 +14,7 @@ from service.auth import Keyring
 from service.backends import Backend
 from service.errors import MethodNotAllowed, NotFound
 from service.exchange import Exchange, Exchanges, problem_response
+from service.importance import importance_of
 from service.metrics import Metrics
 from service.protocol import CanarySummary, ModelList, ModelSummary
 from service.releases import Releases, Served
@@ -43,6 +44,16 @@ class Endpoints:
         release = served.champion.release
         card = await asyncio.to_thread(release.card.read_text, "utf-8")
         return json_response({"route": served.route, "contract": release.contract, "card": card})
+
+    async def importance(self, request: Request) -> Response:
+        """How much each group of features and each feature moves the scores, on average over a sample of customers.
+
+        Of the champion, or of the loaded release that `version` names.
+        """
+        self.enter(request, "/v1/models/{model}/importance", "predict")
+        served = self.releases.find(request.path_params["model"])
+        release = served.loaded(request.query_params.get("version")).release
+        return json_response(importance_of(release.contract, release.version))
 
     async def livez(self, request: Request) -> Response:
         """200 while the process answers."""

@@ -16,6 +16,14 @@ class InvalidRequest(Exception):
     """The body is JSON but cannot be a request; the message says where and never echoes a value."""
 
 
+class InvalidEntity(InvalidRequest):
+    """EntityError of a body that has one entity."""
+
+
+class InvalidFeature(InvalidRequest):
+    """OverrideError of a body that has no list of them; the message says where."""
+
+
 class Unauthenticated(Exception):
     """No key, or one that is malformed, unknown, or expired: one answer for all."""
 
@@ -89,6 +97,8 @@ TABLE: dict[type[Exception], Entry] = {
     InvalidRequest: Entry(422, "invalid_request", "The request cannot be answered as it stands"),
     EntityError: Entry(422, "invalid_entity", "An entity id cannot be a key of this model"),
     OverrideError: Entry(422, "invalid_feature", "A request-time feature cannot be used"),
+    InvalidEntity: Entry(422, "invalid_entity", "An entity id cannot be a key of this model"),
+    InvalidFeature: Entry(422, "invalid_feature", "A request-time feature cannot be used"),
     QuotaExceeded: Entry(429, "quota_exceeded", "The API key's quota is used up", retry_after_s=1),
     ClientGone: Entry(499, "client_closed", "The client closed the connection"),
     BadModelOutput: Entry(502, "bad_model_output", "The model answered something that cannot be an answer"),

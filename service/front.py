@@ -1,6 +1,6 @@
-"""In front of FastAPI's router: predict and explain as bare ASGI, because most requests are one of them.
+"""In front of FastAPI's router: predict, explain and what-if as bare ASGI, because most requests are one of them.
 
-A router, a Request and a Response would cost more than features and model together. OpenAPI documents both routes all
+A router, a Request and a Response would cost more than features and model together. OpenAPI documents these routes all
 the same (openapi.py), and every other path goes on to FastAPI.
 """
 
@@ -20,25 +20,39 @@ from service.exchange import Exchange, Exchanges, problem_response
 from service.predictor import Done, Predictor
 from service.protocol import ExplainRequest, PredictRequest, PredictResponse
 from service.settings import Settings
+from service.whatif import WhatIf
+from service.whatif_protocol import WhatIfRequest, WhatIfResponse
 
 Headers = Mapping[bytes, bytes]
 Endpoint = Callable[[Exchange, Headers, Receive], Awaitable[bytes]]
 
 PREDICT = msgspec.json.Decoder(PredictRequest)
 EXPLAIN = msgspec.json.Decoder(ExplainRequest)
+WHATIF = msgspec.json.Decoder(WhatIfRequest)
 encode = msgspec.json.Encoder().encode
 
 
 class Front:
     def __init__(
-        self, app: ASGIApp, settings: Settings, keyring: Keyring, predictor: Predictor, exchanges: Exchanges
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        keyring: Keyring,
+        predictor: Predictor,
+        what_if: WhatIf,
+        exchanges: Exchanges,
     ) -> None:
         self.app = app
         self.settings = settings
         self.keyring = keyring
         self.predictor = predictor
+        self.what_if = what_if
         self.exchanges = exchanges
-        self.endpoints: Mapping[str, Endpoint] = {"/v1/predict": self.predict, "/v1/explain": self.explain}
+        self.endpoints: Mapping[str, Endpoint] = {
+            "/v1/predict": self.predict,
+            "/v1/explain": self.explain,
+            "/v1/whatif": self.whatif,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self.endpoints.get(scope["path"]) if scope["type"] == "http" else None
@@ -84,6 +98,12 @@ class Front:
         request = await self._request(exchange, headers, receive, EXPLAIN, "explain")
         self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
         return encoded(await self.predictor.explain(request, exchange), exchange)
+
+    async def whatif(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
+        """How one customer's scores change with one or two values, and which changes of one cross a threshold."""
+        request = await self._request(exchange, headers, receive, WHATIF, "explain")
+        self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
+        return encoded(await self.what_if.answer(request, exchange), exchange)
 
     def take(self, exchange: Exchange, headers: Headers, body: bytes, done: Done) -> None:
         """`predict` for direct.py, which has no coroutine to wait in: `done` gets the answer, or the error.
@@ -134,7 +154,7 @@ def _decoded(exchange: Exchange, body: bytes, decoder: msgspec.json.Decoder[bodi
     return request
 
 
-def encoded(response: PredictResponse, exchange: Exchange) -> bytes:
+def encoded(response: PredictResponse | WhatIfResponse, exchange: Exchange) -> bytes:
     body = encode(response)
     stages = exchange.stages
     stages["encode"] = stages.get("encode", 0.0) + time.monotonic() - exchange.since

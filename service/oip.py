@@ -121,7 +121,8 @@ class OpenInference:
                 TensorMetadata("version", "BYTES", [-1]),
             ],
         }
-        versions = sorted(graph.served.versions, key=int)
+        model, _, _ = graph.name.partition(".")
+        versions = _graphs(model, graph.served)[graph.name]
         parameters = {"columns": columns, "instead_of_tensors": by_id, "max_rows": graph.max_rows}
         return json_response(ModelMetadata(graph.name, versions, "onnxruntime_onnx", inputs, outputs, parameters))
 

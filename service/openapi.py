@@ -5,14 +5,17 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from service import oip_protocol, protocol
+from service import oip_protocol, protocol, whatif_protocol
 from service.errors import INTERNAL, TABLE
 
 COMPONENTS = (
     protocol.PredictRequest,
     protocol.ExplainRequest,
     protocol.PredictResponse,
+    whatif_protocol.WhatIfRequest,
+    whatif_protocol.WhatIfResponse,
     protocol.ModelList,
+    protocol.ImportanceResponse,
     protocol.Problem,
     oip_protocol.InferRequest,
     oip_protocol.InferResponse,
@@ -23,6 +26,19 @@ COMPONENTS = (
 
 KEY: dict[str, Any] = {"security": [{"key": []}]}
 """`openapi_extra` of an endpoint that needs a key."""
+
+IMPORTANCE: dict[str, Any] = KEY | {
+    "parameters": [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
+        {
+            "name": "version",
+            "in": "query",
+            "description": "A release that is loaded. Default: the champion.",
+            "schema": {"type": "string"},
+        },
+    ]
+}
+"""`openapi_extra` of the importance of a model's features."""
 
 
 class Gateway(FastAPI):
@@ -52,12 +68,26 @@ def _front() -> dict[str, Any]:
         protocol.ExplainRequest,
         {"entities": entities, "tasks": ["churn_90d"], "top": 3},
     )
-    return {"/v1/predict": {"post": predict}, "/v1/explain": {"post": explain}}
+    whatif = _post(
+        "Whatif",
+        "How one customer's scores change with one or two values, and which changes of one value cross a threshold.",
+        whatif_protocol.WhatIfRequest,
+        {"entity": entities[0], "sweep": [{"feature": "sessions_30d"}], "goal": {"task": "churn_90d", "at_most": 0.2}},
+        whatif_protocol.WhatIfResponse,
+    )
+    posts = {"/v1/predict": predict, "/v1/explain": explain, "/v1/whatif": whatif}
+    return {path: {"post": operation} for path, operation in posts.items()}
 
 
-def _post(summary: str, description: str, request: type, example: dict[str, Any]) -> dict[str, Any]:
-    """The operation that takes `request` as JSON and answers predictions."""
-    answers = answers_of(protocol.PredictResponse)
+def _post(
+    summary: str,
+    description: str,
+    request: type,
+    example: dict[str, Any],
+    answer: type = protocol.PredictResponse,
+) -> dict[str, Any]:
+    """The operation that takes `request` as JSON and answers `answer`."""
+    answers = answers_of(answer)
     return {
         "summary": summary,
         "description": description,

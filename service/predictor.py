@@ -17,7 +17,7 @@ from service.asker import Asker
 from service.backends import Backend
 from service.coalescer import Coalescer, Run
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.explainers import DEFAULT, Choice, Wish, choose, weight_of
+from service.explainers import choose, weight_of
 from service.metrics import Metrics
 from service.protocol import (
     MAX_EXPLAINED,
@@ -38,25 +38,25 @@ Done = Callable[[PredictResponse | Exception], None]
 
 
 class Answered(NamedTuple):
-    """What the batches found for an arm of a request. choice: None where it was not explained."""
+    """What the batches found for an arm of a request. asked: None where it has no reasons."""
 
     arm: Arm
-    choice: Choice | None
+    asked: Asked | None
     parts: Sequence[Scored]
 
 
 class Place(NamedTuple):
-    """Where an arm's part of a request waits. weight: what it counts in its lane."""
+    """Where an arm's part of a request waits. asked: with its explainer. weight: what it counts in its lane."""
 
     arm: Arm
-    choice: Choice | None
+    asked: Asked | None
     queue: Coalescer[Work, Scored]
     work: Work
     weight: int
 
 
-Wanted = Wish | str | None
-"""How a request is to be explained, or by which explainer; None: scores alone."""
+Wanted = Asked | str | None
+"""How a request is to be explained, or by which explainer alone; None: scores alone."""
 
 
 class Predictor:
@@ -88,7 +88,7 @@ class Predictor:
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
         try:
-            return await self._explained(request, Wish(top=request.explain), asker)
+            return await self._explained(request, Asked(top=request.explain), asker)
         except Overloaded:
             # Reasons are shed first: the scores still come.
             response = _response(await self._scored(request, None, asker), asker)
@@ -98,16 +98,16 @@ class Predictor:
 
     async def explain(self, request: ExplainRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
-        wish = Wish(
+        asked = Asked(
             request.tasks,
             request.top,
-            by_feature=request.detail == "features",
-            margins=request.space == "margin",
-            tolerance=request.tolerance,
-            budget_s=None if request.budget_ms is None else request.budget_ms / 1_000,
-            language=request.language,
+            request.space,
+            request.detail,
+            request.language,
+            request.tolerance,
+            None if request.budget_ms is None else request.budget_ms / 1_000,
         )
-        return await self._explained(request, wish, asker)
+        return await self._explained(request, asked, asker)
 
     async def outputs(
         self, request: PredictRequest, explainer: str | None, asker: Asker
@@ -160,12 +160,12 @@ class Predictor:
         with self._admitted(request, wanted, asker) as places:
             return await self._answered(places, asker)
 
-    async def _explained(self, request: PredictRequest | ExplainRequest, wish: Wish, asker: Asker) -> PredictResponse:
-        with self._admitted(request, wish, asker) as places:
+    async def _explained(self, request: PredictRequest | ExplainRequest, asked: Asked, asker: Asker) -> PredictResponse:
+        with self._admitted(request, asked, asker) as places:
             answered = await self._answered(places, asker)
             writing = time.monotonic()
             # Of what scores and reasons are made, they are the longest piece of work on the event loop.
-            await self.turns.take(itertools.chain.from_iterable(_reasons(one, wish) for one in answered))
+            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)))
             asker.stages["encode"] = asker.stages.get("encode", 0.0) + time.monotonic() - writing
             asker.since = time.monotonic()
             return _response(answered, asker)
@@ -187,7 +187,7 @@ class Predictor:
         else:
             parts = await _all([place.queue.submit(place.work, asker) for place in places])
         _note([part for of_arm in parts for part in of_arm], asker)
-        return [Answered(place.arm, place.choice, found) for place, found in zip(places, parts, strict=True)]
+        return [Answered(place.arm, place.asked, found) for place, found in zip(places, parts, strict=True)]
 
     def _admit(
         self,
@@ -207,12 +207,16 @@ class Predictor:
         places = []
         for arm in arms:
             work = _work(arm, request, overrides, rejects_unknown)
-            choice = _choice(arm.loaded, wanted, len(work))
+            asked = _chosen(arm.loaded, wanted, len(work)) if isinstance(wanted, Asked) else None
+            explainer = wanted if isinstance(wanted, str) else None if asked is None else asked.explainer
             weight = len(work)
-            if choice is not None:
-                weight *= weight_of(arm.loaded.release.contract, choice.explainer) * (2 if work.compares else 1)
-            queue = self.queues.of(arm.loaded, choice and choice.explainer)
-            places.append(Place(arm, choice, queue, work, weight))
+            if explainer is not None:
+                if explainer not in arm.loaded.release.contract.explanation.explainers:
+                    raise InvalidRequest(
+                        "a version that answers these customers has no such explainer; ask for one version"
+                    )
+                weight *= weight_of(arm.loaded.release.contract, explainer) * (2 if work.compares else 1)
+            places.append(Place(arm, asked, self.queues.of(arm.loaded, explainer), work, weight))
         weight = sum(place.weight for place in places)
         if wanted is None:
             self.admission.enter("predict", weight)
@@ -248,18 +252,14 @@ class SeveralArms(Exception):
     """A request whose entities several releases answer."""
 
 
-def _choice(loaded: Loaded, wanted: Wanted, rows: int) -> Choice | None:
+def _chosen(loaded: Loaded, asked: Asked, rows: int) -> Asked:
     """Raises InvalidRequest."""
-    if wanted is None:
-        return None
-    if isinstance(wanted, str):
-        return Choice(wanted, None)
     contract = loaded.release.contract
-    for position, task in enumerate(wanted.tasks or ()):
+    for position, task in enumerate(asked.tasks or ()):
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
-    loaded.reasons.wording(wanted.language)
-    return choose(contract, wanted, lambda explainer: loaded.paces[explainer].expected_s(rows))
+    loaded.reasons.wording(asked.language)
+    return choose(contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
 
 
 def _work(
@@ -299,46 +299,32 @@ def _note(parts: Sequence[Scored], asker: Asker) -> None:
     stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)
 
 
-def _reasons(answered: Answered, wish: Wish) -> Iterator[Callable[[], None]]:
+def _reasons(answered: Answered) -> Iterator[Callable[[], None]]:
     """What adds its reasons to a prediction, for each one of an arm."""
-    (loaded, _), choice, parts = answered
-    contract = loaded.release.contract
-    asked = Asked(
-        explainer=(choice or DEFAULT).explainer,
-        tasks=wish.tasks,
-        top=wish.top,
-        space="margin" if wish.margins else "score",
-        detail="features" if wish.by_feature else "groups",
-        language=wish.language,
-    )
+    (loaded, _), asked, parts = answered
+    if asked is not None:
+        for part in parts:
+            for row, prediction in enumerate(part.predictions, start=part.first):
+                yield partial(_explain, loaded, asked, part, prediction, row)
 
-    def explain(part: Scored, prediction: Prediction, row: int) -> None:
-        if prediction.scores is None:
-            prediction.explanations = None
-            return
-        prediction.explanations = loaded.reasons.explanations(
-            asked, part.encoded, part.outputs, row, part.as_of, prediction.not_applicable
+
+def _explain(loaded: Loaded, asked: Asked, part: Scored, prediction: Prediction, row: int) -> None:
+    """row: of the batch."""
+    if prediction.scores is None:
+        prediction.explanations = None
+        return
+    write = loaded.reasons.explanations
+    prediction.explanations = write(asked, part.encoded, part.outputs, row, part.as_of, prediction.not_applicable)
+    before = part.before
+    if before is not None and (place := before.places.get(row)) is not None:
+        contract = loaded.release.contract
+        eligible = contract.eligible(before.encoded.rows([place]))[0].tolist()
+        undefined = [task for task, defined in zip(contract.task_names, eligible, strict=True) if not defined]
+        scores = dict(zip(contract.task_names, before.outputs["scores"][place].tolist(), strict=True))
+        prediction.before = BeforeOverrides(
+            {task: None if task in undefined else score for task, score in scores.items()},
+            write(asked, before.encoded, before.outputs, place, part.as_of, undefined),
         )
-        if part.before is not None and (place := part.before.places.get(row)) is not None:
-            before = part.before
-            eligible = contract.eligible(before.encoded)[place]
-            scores = {
-                task: float(score) if defined else None
-                for task, score, defined in zip(
-                    contract.task_names, before.outputs["scores"][place], eligible, strict=True
-                )
-            }
-            undefined = [task for task, score in scores.items() if score is None]
-            prediction.before = BeforeOverrides(
-                scores=scores,
-                explanations=loaded.reasons.explanations(
-                    asked, before.encoded, before.outputs, place, part.as_of, undefined
-                ),
-            )
-
-    for part in parts:
-        for row, prediction in enumerate(part.predictions, start=part.first):
-            yield partial(explain, part, prediction, row)
 
 
 def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:

@@ -6,7 +6,6 @@ import msgspec
 from msgspec import Meta
 
 from feature_client.schema import Override
-from feature_client.texts import ENGLISH
 
 MAX_ENTITIES = 1_000
 MAX_EXPLAINED = 32
@@ -62,10 +61,7 @@ class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
             "logarithms of amounts."
         ),
     ] = "score"
-    language: Annotated[
-        str,
-        Meta(description="Of labels and sentences: English, or another in which the model's features have texts."),
-    ] = ENGLISH
+    language: Annotated[str, Meta(description="Of labels and sentences, as in `de`: one that the release has.")] = "en"
     tolerance: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(
@@ -131,7 +127,9 @@ class Reason(msgspec.Struct):
 class TaskExplanation(msgspec.Struct):
     """base plus all contributions is score, in the unit given. gap: by how much it is not, from float32 sums.
 
-    unit: `probability` or a currency; of margins, `log_odds` or that of a logarithm, as in `log_GBP`.
+    unit: `probability` or a currency; of margins, `log_odds` or that of a logarithm, as in `log_GBP`. expected_error:
+    mean relative error of contributions, as measured when the release was made. tolerance_met, within_budget: of a
+    request that has a tolerance or a budget.
     """
 
     score: float
@@ -143,6 +141,8 @@ class TaskExplanation(msgspec.Struct):
     expected_error: float
     gap: float
     reasons: list[Reason]
+    tolerance_met: bool | msgspec.UnsetType = msgspec.UNSET
+    within_budget: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class BeforeOverrides(msgspec.Struct):
@@ -194,6 +194,44 @@ class ModelSummary(msgspec.Struct):
 
 class ModelList(msgspec.Struct):
     models: list[ModelSummary]
+
+
+class PartImportance(msgspec.Struct):
+    """name: of a group, or of a feature in `group`. share: of the sum of all; null where nothing contributes."""
+
+    name: str
+    label: str
+    group: str
+    mean_absolute_contribution: float
+    share: float | None
+
+
+class ImportanceRanking(msgspec.Struct):
+    """The largest first. explainer, method, expected_error: of the explanations averaged, as in TaskExplanation."""
+
+    explainer: str
+    method: str
+    expected_error: float
+    parts: list[PartImportance]
+
+
+class TaskImportance(msgspec.Struct):
+    """unit: of the contributions and of base, the mean score of the customers they compare with. null: not known."""
+
+    label: str
+    unit: str
+    base: float
+    groups: ImportanceRanking | None
+    features: ImportanceRanking | None
+
+
+class ImportanceResponse(msgspec.Struct):
+    """rows: how many customers were averaged over."""
+
+    model: str
+    version: str
+    rows: int
+    tasks: dict[str, TaskImportance]
 
 
 class Problem(msgspec.Struct):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from feature_client.contract import EXPLAINERS, Contract, Distribution, Task
+from feature_client.contract import EXPLAINERS, Contract, Distribution, Explainer, Task
 from feature_client.golden import Tensors
 from feature_client.schema import Encoded
 from feature_client.texts import ENGLISH
@@ -31,17 +31,21 @@ OUTPUTS: Mapping[Space, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """How a request wants to be explained. tasks: None for all. top: None for all groups.
+    """How a request wants to be explained. tasks: None for all. top: reasons of each; None for all.
 
-    explainer: whose graph has run. detail: contributions of features within their groups need one by feature.
+    tolerance: the largest relative error of contributions that will do. budget_s: the longest that the explainer may be
+    expected to run. explainer: whose graph runs, once it is chosen. within_budget: None where there is no budget.
     """
 
-    explainer: str = EXPLAINERS[0]
-    tasks: Collection[str] | None = None
+    tasks: Sequence[str] | None = None
     top: int | None = None
     space: Space = "score"
     detail: Literal["groups", "features"] = "groups"
     language: str = ENGLISH
+    tolerance: float | None = None
+    budget_s: float | None = None
+    explainer: str = EXPLAINERS[0]
+    within_budget: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -154,18 +158,23 @@ class _Told:
         if top < len(largest):
             reasons.append(self._rest(sum([of_groups[place] for place in largest[top:]]), sentences))
         in_score = self.asked.space == "score"
-        error = self.explainer.error
-        return TaskExplanation(
+        error = error_of(self.explainer, task.name, self.asked.space)
+        explanation = TaskExplanation(
             score=score,
             base=base,
             unit=task.unit if in_score else "log_odds" if task.kind == "probability" else f"log_{task.unit}",
             explainer=self.asked.explainer,
             method=self.explainer.method,
             language=self.asked.language,
-            expected_error=(error.scores if in_score else error.margins)[task.name],
+            expected_error=error,
             gap=abs(base + sum(of_groups) - score),
             reasons=reasons,
         )
+        if self.asked.tolerance is not None:
+            explanation.tolerance_met = error <= self.asked.tolerance
+        if self.asked.within_budget is not None:
+            explanation.within_budget = self.asked.within_budget
+        return explanation
 
     def _reason(
         self,
@@ -256,6 +265,11 @@ class _Told:
             text, phrase = wording.numbers[name](value)
             percentile = writer.percentiles[name](value)
         return FeatureValue(name, wording.labels[name], value, writer.units[name], text, percentile, share), phrase
+
+
+def error_of(explainer: Explainer, task: str, space: Space) -> float:
+    """Expected relative error of its contributions to a task."""
+    return (explainer.error.scores if space == "score" else explainer.error.margins)[task]
 
 
 def direction_of(contribution: float) -> str:

@@ -72,12 +72,18 @@ class Served:
         """Those of the route's shadows that could be loaded."""
         return tuple(self.versions[str(version)] for version in self.route.shadow if str(version) in self.versions)
 
+    def loaded(self, version: str | None) -> Loaded:
+        """The version that a request asks for; the champion where it asks for none. Raises UnknownModel."""
+        if version is None:
+            return self.champion
+        if version not in self.versions:
+            raise UnknownModel("no such version is loaded")
+        return self.versions[version]
+
     def arms(self, entities: Sequence[Entity], version: str | None) -> list[Arm]:
         """Who answers whom, one to two arms. version: asked for by the request. Raises UnknownModel."""
         if version is not None:
-            if version not in self.versions:
-                raise UnknownModel("no such version is loaded")
-            return [Arm(self.versions[version], None)]
+            return [Arm(self.loaded(version), None)]
         if self.canary is None:
             return [Arm(self.champion, None)]
         rows: dict[Loaded, list[int]] = {self.champion: [], self.canary: []}

@@ -11,8 +11,12 @@ from typing import Any
 
 from loadtests.answers import WrongAnswer
 from loadtests.bench import __doc__ as about
+from loadtests.bench.explain_flood import explain_flood, triton_explain_flood
+from loadtests.bench.explain_peers import explain_peers
+from loadtests.bench.explainers import MissingGraph
+from loadtests.bench.explanations import explain, explain_error, explain_graph
 from loadtests.bench.home import PreparationError, home
-from loadtests.bench.lanes import explain, mixed
+from loadtests.bench.lanes import mixed
 from loadtests.bench.load import LoadError, find_wrk
 from loadtests.bench.plan import Plan
 from loadtests.bench.reads import reads
@@ -45,17 +49,22 @@ ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
     "startup": startup,
     "mixed": mixed,
     "explain": explain,
+    "explain_graph": explain_graph,
+    "explain_error": explain_error,
+    "explain_peers": explain_peers,
+    "explain_flood": explain_flood,
     "triton": triton,
     "triton_rows": triton_rows,
     "triton_tail": triton_tail,
     "triton_settings": triton_settings,
     "triton_shm": triton_shm,
+    "triton_explain_flood": triton_explain_flood,
 }
 PATIENT = {"RAPPORT_DEADLINE_MS": "30000", "RAPPORT_REDIS_TIMEOUT_MS": "30000"}
 """Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""
 ALL_ROWS = {**ROWS, **PEER_ROWS}
 ON_TRITON = [name for name in ROWS if is_triton(name)]
-FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError)
+FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError, MissingGraph)
 
 
 def main() -> None:

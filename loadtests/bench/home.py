@@ -69,7 +69,7 @@ def home(directory: Path, customers: int, settings: Mapping[str, str]) -> Iterat
                 redis.flushdb()
                 rapport("features", "materialize", "--workspace", str(workspace), "--redis", address, quiet=False)
         keys_file = Path(scratch) / "keys.toml"
-        scopes = ("--scope", "predict", "--scope", "explain")
+        scopes = ("--scope", "predict", "--scope", "explain", "--scope", "admin")
         key = rapport("keys", "new", "bench", *scopes, "--file", str(keys_file)).strip()
         yield Home(workspace, address, as_of, known, keys_file, key, Path(scratch), settings)
 

@@ -1,4 +1,4 @@
-"""What small requests feel of large ones, and what reasons cost."""
+"""What small requests feel of large ones."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from pathlib import Path
 from loadtests.bench.open_loop import OpenLoad
 from loadtests.bench.plan import Plan, ratios
 from loadtests.bench.report import Row, absolute
-from loadtests.bench.targets import EXPLAIN, Target, bodies_of, gateway
+from loadtests.bench.targets import Target, bodies_of, gateway
 
 LARGE = 1_000
 RATE = 100.0
@@ -50,25 +50,3 @@ def beside(target: Target, small: Path, large: Path, seconds: float) -> OpenLoad
         load = target.drive_open(small, RATE, seconds)
         flood.result()
     return load
-
-
-def explain(plan: Plan) -> Iterator[Row]:
-    """p50 of one client that asks for all reasons of one entity, over p50 of one that asks for its scores."""
-    bodies = bodies_of(plan.home, plan.home.customers)
-    with gateway(plan.home, plan.cores) as ours:
-        pairs = list(
-            plan.interleaved(
-                partial(ours.drive, bodies, 1, plan.seconds, EXPLAIN), partial(ours.drive, bodies, 1, plan.seconds)
-            )
-        )
-    yield Row(
-        "explain",
-        "p50 of explain against predict, one client, one entity",
-        ratios([(one.load.p50_ms, other.load.p50_ms) for one, other in pairs]),
-        "times",
-        details={
-            "explain_p50_ms": [one.load.p50_ms for one, _ in pairs],
-            "predict_p50_ms": [other.load.p50_ms for _, other in pairs],
-        },
-        absolute=absolute([one.load.p50_ms for one, _ in pairs], [other.load.p50_ms for _, other in pairs], "ms"),
-    )

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from loadtests.bench.home import Home
-from loadtests.bench.targets import Cores
+if TYPE_CHECKING:  # they import what a machine for gpu.py lacks
+    from loadtests.bench.home import Home
+    from loadtests.bench.targets import Cores
 
 Thing = TypeVar("Thing")
 Other = TypeVar("Other")
@@ -15,8 +16,8 @@ Other = TypeVar("Other")
 class Plan:
     """seconds: of one load. rounds: how often each comparison is repeated. customers, models: of the large ones."""
 
-    home: Home
-    cores: Cores
+    home: "Home"
+    cores: "Cores"
     seconds: float
     rounds: int
     customers: int

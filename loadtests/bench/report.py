@@ -3,16 +3,15 @@
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from redis import Redis
 
+from loadtests.bench.machine import commit, described
 from loadtests.bench.triton_page import HEAD as HEAD_TRITON
 from loadtests.bench.triton_page import is_triton, recommended
 from loadtests.peers.page import section
@@ -79,9 +78,9 @@ def circumstances(redis_address: str) -> dict[str, Any]:
         redis_version = redis.info("server")["redis_version"]
     libraries = ("uvicorn", "fastapi", "onnxruntime", "feast", "numpy")
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB",
+        "machine": described(),
         "cores": os.cpu_count(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
@@ -136,23 +135,3 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _short(number: float) -> str:
     """Three digits that say something: 12,345 but 1.23."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        run = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)  # noqa: S603, S607
-        return run.stdout.strip()
-
-    return (
-        f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{' with changes' if git('status', '--porcelain') else ''}"
-    )
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), platform.machine())
-
-
-def _memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3

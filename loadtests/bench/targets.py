@@ -153,7 +153,7 @@ def refusals(log: str) -> str:
     return "".join(f"; {number} x {why}" for why, number in found.most_common(5))
 
 
-def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object]) -> bytes:
+def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object], path: str = PREDICT) -> bytes:
     """The body of an answer. Raises WrongAnswer for a status that is not 200, or none."""
     address = urlsplit(target.url).netloc
     headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)}
@@ -161,7 +161,7 @@ def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object]) 
         headers["Authorization"] = f"Bearer {target.key}"
     connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
     try:
-        connection.request("POST", PREDICT, body(customers, fields), headers)
+        connection.request("POST", path, body(customers, fields), headers)
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as exc:

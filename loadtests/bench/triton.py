@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loadtests.bench.explainers import INPUTS
 from loadtests.bench.load import Load
 from loadtests.bench.perf_analyzer import WAYS, Asked, PerfAnalyzer, install, write_rows
 from loadtests.bench.plan import Plan, in_turn, ratios
 from loadtests.bench.report import Row, absolute
 from loadtests.bench.targets import Cores, Cost, Target, bodies_of, gateway
-from loadtests.bench.triton_server import INPUTS, Graph, Triton, golden_rows, installed, on, release, running
+from loadtests.bench.triton_server import Graph, Triton, golden_rows, installed, on, release, running
 
 CLIENTS = (1, 16, 64)
 MARKED = 64

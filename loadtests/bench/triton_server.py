@@ -4,7 +4,6 @@ import copy
 import json
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,12 +17,10 @@ from tritonclient.grpc import InferenceServerClient, InferInput  # type: ignore[
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-untyped]
 
 from loadtests.answers import ATOL, RTOL, WrongAnswer
+from loadtests.bench.explainers import INPUTS, champion
 from loadtests.bench.home import RAPPORT, STOP_TIMEOUT_S, Home, rapport
 from loadtests.bench.servers import ServerError, free_port, pinned
 
-MODEL = "engagement"
-INPUTS = ("numeric", "categorical")
-OUTPUTS = ("scores", "attributions", "base")
 TIMEOUT_S = 30.0
 Config = Mapping[str, Any]
 Golden = Mapping[str, npt.NDArray[Any]]
@@ -122,14 +119,13 @@ def installed() -> Path:
 
 def release(home: Home) -> Path:
     """The directory of the champion."""
-    routes = tomllib.loads((home.models / "routes.toml").read_text())
-    return (home.models / f"{MODEL}.{routes[MODEL]['champion']}").absolute()
+    return champion(home.models)
 
 
 def golden_rows(directory: Path) -> Golden:
-    """Inputs and answers of a release: [rows, ...] each."""
+    """Inputs of a release and their scores: [rows, ...] each."""
     with np.load(directory / "golden.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in (*INPUTS, *OUTPUTS)}
+        return {name: file[name] for name in (*INPUTS, "scores")}
 
 
 def on(triton: Triton, home: Home, **settings: object) -> Home:

@@ -26,12 +26,13 @@ from tritonclient.grpc import (  # type: ignore[import-untyped]
 from tritonclient.utils import np_to_triton_dtype, shared_memory  # type: ignore[import-untyped]
 
 from loadtests.answers import ATOL, RTOL
+from loadtests.bench.explainers import INPUTS
 from loadtests.bench.load import LoadError
 from loadtests.bench.plan import Plan, ratios
 from loadtests.bench.report import Row, absolute
 from loadtests.bench.servers import pinned
 from loadtests.bench.targets import gateway
-from loadtests.bench.triton_server import INPUTS, infer_input, on, release, running
+from loadtests.bench.triton_server import infer_input, on, release, running
 
 SIZES = (1, 64, 1_000)
 PART = 8

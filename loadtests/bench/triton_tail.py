@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from loadtests.answers import WrongAnswer
+from loadtests.bench.explainers import INPUTS
 from loadtests.bench.load import Load, closed_loop
 from loadtests.bench.open_loop import OpenLoad, open_loop
 from loadtests.bench.plan import Plan, in_turn, ratios
@@ -18,7 +19,7 @@ from loadtests.bench.report import Row, absolute
 from loadtests.bench.tail import CLIENTS, SHARE
 from loadtests.bench.targets import bodies_of, gateway
 from loadtests.bench.triton import NAME
-from loadtests.bench.triton_server import INPUTS, Config, Golden, Graph, Triton, golden_rows, on, release, running
+from loadtests.bench.triton_server import Config, Golden, Graph, Triton, golden_rows, on, release, running
 
 DATATYPES = {np.dtype("<f4"): "FP32", np.dtype("<i8"): "INT64"}
 

@@ -23,10 +23,6 @@ INLINE_S = 500e-6
 work to a thread takes a busy loop 130 to 160 us, but where both have one core, as with one worker a core, one hand-over
 in ten took 2,500: each waits for the other's turn."""
 
-EXPLAINED_NETWORK_ROWS = 4_096
-"""Rows of the network in one run of an explanation graph, which works on many for each entity: more at once are no
-faster (cost grows with rows), but hold memory, and nobody else's explanation starts before the run is over."""
-
 MEASURED_ROWS = 32
 """The costs of one row and of so many give those of all other batches, by a straight line."""
 
@@ -198,5 +194,4 @@ def explained_rows_of(graph: ReleaseGraph) -> int | None:
     """Entities of one run; None where the graph gives no reasons."""
     if graph.explainer is None:
         return None
-    cost = graph.contract.explanation.explainers[graph.explainer].rows
-    return max(EXPLAINED_NETWORK_ROWS // max(cost, 1), 1)
+    return graph.contract.explanation.explainers[graph.explainer].entities_at_once

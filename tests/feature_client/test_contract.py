@@ -104,7 +104,7 @@ def test_what_is_no_contract_is_a_contract_error(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format",), 3),
+        (("format",), 2),
         (("schema", "features", 0, "group"), "nowhere"),
         (("schema", "features", 0, "name"), "spend"),
         (("tasks", 0, "eligibility", "feature"), "country"),
@@ -119,6 +119,71 @@ def test_a_contract_that_disagrees_with_itself_is_a_contract_error(path: tuple[A
 
     with pytest.raises(ContractError):
         Contract.from_json(json.dumps(body).encode())
+
+
+FAST = json.loads(CONTRACT.to_json())["explanation"]["explainers"]["fast"]
+
+
+@pytest.mark.parametrize(
+    ("explainers", "reason"),
+    [
+        ({}, "the first of them always and first"),
+        ({"exact": FAST}, "the first of them always and first"),
+        ({"exact": FAST, "fast": FAST}, "the first of them always and first"),
+        ({"fast": FAST, "guessed": FAST}, "explainers are some of fast, precise, exact, features"),
+        ({"fast": {**FAST, "rows": "many"}}, "not a contract"),
+        ({"fast": FAST, "exact": {**FAST, "error": {**FAST["error"], "scores": {}}}}, "exact says no error"),
+        ({"fast": {**FAST, "error": {**FAST["error"], "margins": {"churn_90d": 0.1}}}}, "spend_90d: .*fast says no"),
+        ({"fast": {**FAST, "error": {**FAST["error"], "shifted": {**NONE, "spend_90d": -0.1}}}}, "says no error"),
+    ],
+)
+def test_explainers_are_known_ones_the_default_first_and_each_says_its_errors(
+    explainers: dict[str, Any], reason: str
+) -> None:
+    body = json.loads(CONTRACT.to_json())
+    body["explanation"]["explainers"] = explainers
+
+    with pytest.raises(ContractError, match=reason):
+        Contract.from_json(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -0.1])
+def test_an_error_that_is_no_size_and_a_base_that_is_no_number_are_refused(error: float) -> None:
+    fast = CONTRACT.explanation.explainers["fast"]
+    unsure = replace(fast, error=replace(fast.error, scores={**NONE, "churn_90d": error}))
+
+    with pytest.raises(ContractError, match="churn_90d: the explainer fast says no error"):
+        replace(CONTRACT, explanation=replace(CONTRACT.explanation, explainers={"fast": unsure}))
+    said = CONTRACT.explanation
+    bases: list[dict[str, float]] = [{}, {**NONE, "spend_90d": math.nan}, {**NONE, "spend_90d": -math.inf}]
+    for explanation in (replace(said, base=base) for base in bases):
+        with pytest.raises(ContractError, match="the explanation says no base"):
+            replace(CONTRACT, explanation=explanation)
+    for explanation in (replace(said, margin_base=base) for base in bases):
+        with pytest.raises(ContractError, match="the explanation says no base"):
+            replace(CONTRACT, explanation=explanation)
+
+
+def test_a_graph_gives_scores_and_that_of_an_explainer_what_they_and_their_margins_are_made_of() -> None:
+    fast = CONTRACT.explanation.explainers["fast"]
+    explainers = {"fast": fast, "features": replace(fast, by_feature=True)}
+    contract = replace(CONTRACT, explanation=replace(CONTRACT.explanation, explainers=explainers))
+    groups, features = len(SCHEMA.groups), len(SCHEMA.features)
+    assert groups != features
+
+    assert contract.outputs(7, None) == {"scores": (7, 2)}
+    for explainer, parts in (("fast", groups), ("features", features)):
+        assert contract.outputs(7, explainer) == {
+            **dict.fromkeys(("scores", "base", "margins", "margin_base"), (7, 2)),
+            **dict.fromkeys(("attributions", "margin_attributions"), (7, 2, parts)),
+        }
+
+
+def test_so_many_are_explained_in_one_run_as_the_network_takes_rows() -> None:
+    fast = CONTRACT.explanation.explainers["fast"]
+
+    for rows, entities in ((0, 4_096), (1, 4_096), (64, 64), (65, 63), (4_096, 1), (1_000_000, 1)):
+        assert replace(fast, rows=rows).entities_at_once == entities
 
 
 def test_a_score_has_the_highest_segment_that_it_reaches() -> None:

@@ -1,7 +1,6 @@
 """Where a value lies among the customers of training."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from feature_client.contract import Distribution
 STEPS = np.linspace(0.0, 1.0, 21)
 
 
-def of(values: npt.ArrayLike) -> Distribution:
+def of(values: "list[float] | np.ndarray") -> Distribution:
     return Distribution(0.0, tuple(np.quantile(np.asarray(values, dtype=np.float64), STEPS).tolist()))
 
 

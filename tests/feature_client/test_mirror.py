@@ -1,6 +1,7 @@
 """A repository in object storage: what is whole there is here, what is not never is, and an outage changes nothing."""
 
 import fcntl
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_client.mirror import Mirror, MirrorError, push, push_routes
+from feature_client.mirror import Mirror, MirrorError, Store, push, push_routes
 from feature_client.release import Release, list_versions, read_release
 from feature_client.routes import RoutesError, read_routes
 from feature_client.signature import SigningKey, write_key_pair
@@ -18,8 +19,9 @@ from model_export.publish import publish
 from model_export.republish import artifacts_of
 from tests.feature_client.poison import seal
 from tests.feature_client.storages import KINDS, NETWORK, Storage, require, s3_server, storage_of, web_server
+from tests.model_export.tiny_release import with_explainers
 
-GRAPH = "engagement.2.explain/1/model.onnx"
+GRAPHS = ("engagement.2.explain/1/model.onnx", "engagement.2.explain_exact/1/model.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +138,19 @@ def test_a_half_uploaded_release_is_none_until_its_manifest_comes(
     assert read_routes(mirror.root)["engagement"].champion == 2
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("damage", ["a flipped byte", "a missing file", "an empty file"])
 def test_a_damaged_release_never_appears_and_is_taken_once_it_is_mended(
-    local: Storage, repository: Path, tmp_path: Path, damage: str
+    local: Storage, repository: Path, tmp_path: Path, damage: str, graph: str
 ) -> None:
-    before = damaged(local, repository, GRAPH)
+    before = damaged(local, repository, graph)
     if damage == "a flipped byte":
-        flip(local, GRAPH)
+        flip(local, graph)
     elif damage == "a missing file":
-        local.remove(GRAPH)
+        local.remove(graph)
     else:
-        local.write(GRAPH, b"")
-    refused_until_mended(local, tmp_path, GRAPH, before)
+        local.write(graph, b"")
+    refused_until_mended(local, tmp_path, graph, before)
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(
@@ -173,8 +176,7 @@ def refused_until_mended(storage: Storage, tmp_path: Path, file: str, content: b
         mirror.refresh()
     assert file in str(refused.value)
     assert list_versions(mirror.root, "engagement") == [1]
-    assert not (mirror.root / "engagement.2").exists()
-    assert not (mirror.root / "engagement.2.explain").exists()
+    assert not list(mirror.root.glob("engagement.2*"))
     assert not (mirror.root / "routes.toml").exists()
 
     storage.write(file, content)
@@ -234,6 +236,73 @@ def test_copies_of_pruned_releases_are_let_go(storage: Storage, repository: Path
     mirror.refresh()
     assert list_versions(mirror.root, "engagement") == [2]
     assert not [path for path in mirror.root.iterdir() if path.name.startswith(("engagement.1", ".scratch"))]
+
+
+def test_releases_are_mirrored_with_the_explainers_that_each_has(
+    local: Storage, release: Release, tmp_path: Path
+) -> None:
+    fast = with_explainers(release, release.root, ["fast"])
+    for version in (1, 2):
+        push(release.root, local.url, "engagement", version)
+    local.write("routes.toml", b"[engagement]\nchampion = 1\nprevious = 2\n")
+    mirror = mirror_of(local, tmp_path)
+    mirror.refresh()
+
+    for one in (release, fast):
+        there = read_release(mirror.root, "engagement", int(one.version))
+        assert there.manifest.explainers == one.manifest.explainers
+        assert [graph.read() for graph in there.graphs()] == [graph.read() for graph in one.graphs()]
+    assert {path.name for path in mirror.root.iterdir() if path.is_dir()} == {*release.graph_names, *fast.graph_names}
+
+
+def test_what_a_killed_copy_left_of_an_explainer_is_in_nobodys_way(
+    local: Storage, release: Release, tmp_path: Path
+) -> None:
+    """The directory of an explainer that the release does not have, and one of a release that is gone."""
+    with_explainers(release, release.root, ["fast"])
+    push(release.root, local.url, "engagement", 2)
+    local.write("routes.toml", b"[engagement]\nchampion = 2\n")
+    mirror = mirror_of(local, tmp_path)
+    for left in ("engagement.2.explain_exact", "engagement.1.explain_exact"):
+        shutil.copytree(release.root / "engagement.1.explain_exact", mirror.root / left)
+
+    mirror.refresh()
+
+    assert read_release(mirror.root, "engagement", 2).graph_names == ("engagement.2", "engagement.2.explain")
+    assert {path.name for path in mirror.root.iterdir() if path.is_dir()} == {"engagement.2", "engagement.2.explain"}
+
+
+def test_a_copy_with_more_explainers_than_its_manifest_names_is_made_anew(
+    local: Storage, release: Release, tmp_path: Path
+) -> None:
+    with_explainers(release, release.root, ["fast"])
+    push(release.root, local.url, "engagement", 2)
+    local.write("routes.toml", b"[engagement]\nchampion = 2\n")
+    mirror_of(local, tmp_path).refresh()
+    mirror = mirror_of(local, tmp_path)
+    shutil.copytree(release.root / "engagement.1.explain_exact", mirror.root / "engagement.2.explain_exact")
+
+    mirror.refresh()
+
+    assert read_release(mirror.root, "engagement", 2).version == "2"
+
+
+def test_the_manifest_is_pushed_after_every_file_of_every_explainer(
+    local: Storage, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever dies at it leaves no release."""
+    write, written = Store.write, []
+
+    def noted(store: Store, path: str, content: bytes, *, mode: str = "overwrite") -> None:
+        written.append(path)
+        write(store, path, content, mode=mode)
+
+    monkeypatch.setattr(Store, "write", noted)
+    push(release.root, local.url, "engagement", 1)
+
+    assert written[-1] == "engagement.1/manifest.json"
+    assert sorted(written[:-1]) == sorted(release.manifest.files)
+    assert {path.split("/")[0] for path in written} == set(release.graph_names)
 
 
 @pytest.mark.parametrize("kind", NETWORK)

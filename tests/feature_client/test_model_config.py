@@ -77,6 +77,45 @@ def test_a_config_with_anything_that_we_do_not_write_is_refused_by_name(release:
     assert "engagement.1/config.pbtxt" in str(refused.value)
 
 
+@pytest.mark.parametrize("explainer", ["fast", "exact"])
+@pytest.mark.parametrize("harm", ["another backend", "a queue policy", "a parameter", "another contract", "TF32"])
+def test_the_configs_of_all_explainers_are_read_like_the_first(release: Release, harm: str, explainer: str) -> None:
+    before, after, reason = HARMFUL[harm]
+    name = release.graph_name(explainer)
+    file = release.root / name / "config.pbtxt"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after, 1))
+    seal(release)
+
+    with pytest.raises(ReleaseError, match=reason) as refused:
+        read_again(release)
+
+    assert f"{name}/config.pbtxt" in str(refused.value)
+
+
+@pytest.mark.parametrize("entities", ["-1", "4097", "many", ""])
+def test_no_run_explains_more_than_the_network_takes_rows(release: Release, entities: str) -> None:
+    said = release.contract.explanation.explainers["fast"].entities_at_once
+    file = release.root / "engagement.1.explain" / "config.pbtxt"
+    before = f'key: "rapport.entities_at_once"\n  value {{\n    string_value: "{said}"'
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, before.replace(f'"{said}"', f'"{entities}"')))
+    seal(release)
+
+    with pytest.raises(ReleaseError, match=r"entities_at_once is not a number from 0 to 4096"):
+        read_again(release)
+
+
+def test_the_config_of_another_explainer_is_refused(release: Release) -> None:
+    (release.root / "engagement.1.explain" / "config.pbtxt").write_bytes(
+        (release.root / "engagement.1.explain_exact" / "config.pbtxt").read_bytes()
+    )
+    seal(release)
+
+    with pytest.raises(ReleaseError, match=r"explain/config\.pbtxt: name is not engagement\.1\.explain$"):
+        read_again(release)
+
+
 def test_what_an_operator_may_add_is_taken(pristine: Release) -> None:
     text = pristine.graphs()[0].config.read_text()
     text = text.replace("dims: 12", "dims: [12]").replace(

@@ -12,6 +12,7 @@ import pytest
 
 from feature_client.release import Release
 from loadtests.answers import WrongAnswer
+from loadtests.bench.explainers import INPUTS
 from loadtests.bench.home import PreparationError
 from loadtests.bench.load import Load, LoadError, closed_loop, find_wrk
 from loadtests.bench.perf_analyzer import WAYS, Asked, PerfAnalyzer, install, read_report, write_rows
@@ -19,7 +20,7 @@ from loadtests.bench.report import Row, pages
 from loadtests.bench.servers import ServerError
 from loadtests.bench.targets import Cost
 from loadtests.bench.triton_page import recommended
-from loadtests.bench.triton_server import INPUTS, Graph, Triton, golden_rows
+from loadtests.bench.triton_server import Graph, Triton, golden_rows
 from loadtests.bench.triton_settings import SETTINGS, compared, varied
 from loadtests.bench.triton_tail import path_of, write_requests
 from service.local_triton import LocalTriton

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from feature_client.release import Release
+from feature_client.release import Release, graph_file
 from model_export.attribution import ExplainedNetwork
 from model_export.network import Network
 from model_export.pipeline import Run
@@ -33,8 +33,9 @@ def network(run: Run) -> Network:
 
 
 @pytest.fixture(scope="session")
-def explained(run: Run, network: Network) -> ExplainedNetwork:
-    return ExplainedNetwork(network, run.contract.schema, *run.background).eval()
+def explained(run: Run, network: Network) -> dict[str, ExplainedNetwork]:
+    schema, explainers = run.contract.schema, run.contract.explanation.explainers
+    return {name: run.explained.graph(network, schema, name) for name in explainers}
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +52,9 @@ def release(pristine: Release, tmp_path: Path) -> Release:
 
 
 @pytest.fixture
-def graphs(network: Network, explained: ExplainedNetwork, pristine: Release) -> Graphs:
-    return Graphs(
-        network,
-        explained,
-        pristine.directory / "1" / "model.onnx",
-        (pristine.root / pristine.graph_name("fast")) / "1" / "model.onnx",
-    )
+def graphs(network: Network, explained: dict[str, ExplainedNetwork], pristine: Release) -> Graphs:
+    files = {name: graph_file(pristine.root / pristine.graph_name(name)) for name in explained}
+    return Graphs(network, graph_file(pristine.directory), explained, files)
 
 
 @pytest.fixture(autouse=True)

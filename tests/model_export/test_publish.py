@@ -1,7 +1,11 @@
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +14,23 @@ import pytest
 
 import model_export.publish
 from feature_client.contract import CONTRACT_KEY
-from feature_client.release import Release, ReleaseError, graph_file, list_versions, read_release
+from feature_client.golden import golden_name
+from feature_client.release import (
+    EXPLAIN_SUFFIX,
+    Release,
+    ReleaseError,
+    graph_file,
+    list_versions,
+    read_release,
+    release_directories,
+)
+from feature_client.repository import prunable, prune
 from feature_client.routes import RoutesError, read_routes
-from model_export.export import EXPLAIN_OUTPUTS
 from model_export.pipeline import Run, RunError, read_run, write_run
 from model_export.publish import PublishError, publish, set_champion
 from model_export.republish import artifacts_of
 from model_export.verify import GOLDEN_ROWS, Session
-from tests.model_export.tiny_release import GROUPS
+from tests.model_export.tiny_release import GROUPS, with_explainers
 
 
 def publish_again(release: Release) -> Release:
@@ -33,6 +46,10 @@ def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: 
     # Mappings are equal in any order; the columns of the attributions are not.
     assert list(release.contract.schema.groups) == list(run.contract.schema.groups) != sorted(GROUPS)
     assert read_routes(pristine.root)["engagement"].champion == 1
+    assert release.manifest.explainers == tuple(run.contract.explanation.explainers)
+    suffixes = [EXPLAIN_SUFFIX[explainer] for explainer in release.manifest.explainers]
+    assert suffixes[0] == "explain"
+    assert len(suffixes) > 1
     assert {path.relative_to(pristine.root).as_posix() for path in pristine.root.rglob("*") if path.is_file()} == {
         ".routes.lock",
         "routes.toml",
@@ -42,15 +59,14 @@ def test_a_published_release_reads_back_and_is_champion(pristine: Release, run: 
         "engagement.1/golden.npz",
         "engagement.1/card.md",
         "engagement.1/manifest.json",
-        "engagement.1.explain/1/model.onnx",
-        "engagement.1.explain/config.pbtxt",
+        *(f"engagement.1.{suffix}/{file}" for suffix in suffixes for file in ("1/model.onnx", "config.pbtxt")),
     }
 
 
 def test_configs_name_the_contract_and_set_no_queue_policy(pristine: Release) -> None:
-    for directory in (pristine.directory, (pristine.root / pristine.graph_name("fast"))):
-        config = (directory / "config.pbtxt").read_text()
-        assert f'name: "{directory.name}"' in config
+    for name in pristine.graph_names:
+        config = (pristine.root / name / "config.pbtxt").read_text()
+        assert f'name: "{name}"' in config
         assert pristine.contract.digest in config
         assert CONTRACT_KEY in config
         assert "queue" not in config
@@ -61,9 +77,14 @@ def test_golden_answers_repeat_and_hold_a_row_without_any_value(pristine: Releas
         golden = dict(file)
     assert len(golden["numeric"]) == GOLDEN_ROWS + 1
     assert np.isnan(golden["numeric"][-1]).all()
-    session = Session(graph_file(pristine.root / pristine.graph_name("fast")), EXPLAIN_OUTPUTS)
-    for name, answer in session.run(golden["numeric"], golden["categorical"]).items():
-        np.testing.assert_array_equal(answer, golden[name])
+    held = {"numeric", "categorical"}
+    for explainer in (None, *pristine.manifest.explainers):
+        file = graph_file(pristine.root / pristine.graph_name(explainer))
+        outputs = tuple(pristine.contract.outputs(1, explainer))
+        for output, answer in Session(file, outputs).run(golden["numeric"], golden["categorical"]).items():
+            np.testing.assert_array_equal(answer, golden[golden_name(explainer, output)])
+            held.add(golden_name(explainer, output))
+    assert golden.keys() == held
 
 
 def test_the_card_tells_what_the_contract_holds(pristine: Release) -> None:
@@ -75,7 +96,14 @@ def test_the_card_tells_what_the_contract_holds(pristine: Release) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["engagement.1/1/model.onnx", "engagement.1.explain/1/model.onnx", "engagement.1/card.md"]
+    "file",
+    [
+        "engagement.1/1/model.onnx",
+        "engagement.1/card.md",
+        "engagement.1.explain/1/model.onnx",
+        "engagement.1.explain_exact/1/model.onnx",
+        "engagement.1.explain_exact/config.pbtxt",
+    ],
 )
 def test_a_flipped_byte_is_found(release: Release, file: str) -> None:
     path = release.root / file
@@ -87,13 +115,17 @@ def test_a_flipped_byte_is_found(release: Release, file: str) -> None:
 
 
 def test_a_removed_file_and_an_added_one_are_found(release: Release) -> None:
-    extra = (release.root / release.graph_name("fast")) / "notes.txt"
-    extra.write_text("x")
-    with pytest.raises(ReleaseError, match="not in its manifest"):
+    for name in release.graph_names:
+        extra = release.root / name / "notes.txt"
+        extra.write_text("x")
+        with pytest.raises(ReleaseError, match=rf"not in its manifest: {re.escape(name)}/notes\.txt"):
+            read_release(release.root, "engagement", 1)
+        extra.unlink()
+    shutil.rmtree(release.root / "engagement.1.explain_exact")
+    with pytest.raises(ReleaseError, match=r"missing engagement\.1\.explain_exact/1/model\.onnx"):
         read_release(release.root, "engagement", 1)
-    extra.unlink()
     (release.directory / "golden.npz").unlink()
-    with pytest.raises(ReleaseError, match=r"missing engagement\.1/golden\.npz"):
+    with pytest.raises(ReleaseError, match=r"missing engagement\.1\.explain_exact/.*engagement\.1/golden\.npz"):
         read_release(release.root, "engagement", 1)
 
 
@@ -101,12 +133,14 @@ KILLED_PUBLISHERS = """
 import os, shutil, signal, sys
 from itertools import count
 from pathlib import Path
-from feature_client.contract import Contract
-from model_export.publish import Artifacts, publish
+from feature_client.release import read_release
+from model_export.publish import publish
+from model_export.republish import artifacts_of
 
 STEPS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.chmod", "shutil.copyfile", "os.scandir", "fsync"}
 
 def publish_until(last, root):
+    old = read_release(root, "engagement", 1)
     done = 0
 
     def step(event, arguments):
@@ -119,10 +153,7 @@ def publish_until(last, root):
     sync = os.fsync
     os.fsync = lambda descriptor: (step("fsync", [os.readlink(f"/proc/self/fd/{descriptor}")]), sync(descriptor))
     sys.addaudithook(step)
-    old, explain = root / "engagement.1", root / "engagement.1.explain"
-    graphs = old / "1" / "model.onnx", explain / "1" / "model.onnx"
-    contract = Contract.from_json((old / "contract.json").read_bytes())
-    publish(root, contract, Artifacts(*graphs, old / "golden.npz", old / "card.md"))
+    publish(root, old.contract, artifacts_of(old))
 
 pristine, target = Path(sys.argv[1]), Path(sys.argv[2])
 for last in count(1):
@@ -152,23 +183,70 @@ def test_a_publisher_killed_at_any_step_leaves_a_whole_release_or_none_and_its_n
     committed = outcomes.index([1, 2])
     assert outcomes == [[1]] * committed + [[1, 2]] * (len(outcomes) - committed)
     assert 0 < committed < len(outcomes) - 1  # some are killed before the commit, and some after it
+    # And some with any number of its explainers in place: the commit brings the score graph, after all of them.
+    explainers = pristine.manifest.explainers
+    names = release_directories("engagement.2", explainers)[1:]
+    placed = [sum((root / name).exists() for name in names) for root in repositories]
+    assert placed == sorted(placed)
+    assert set(placed[:committed]) == set(range(len(names) + 1))
     for root, listed in zip(repositories, outcomes, strict=True):
         for version in listed:
             read_release(root, "engagement", version)
         assert read_routes(root)["engagement"].champion == 1
-        taken = (root / "engagement.2").exists()
+        taken = any((root / name).exists() for name in ("engagement.2", *names))
         version = int(publish_again(replace(pristine, root=root)).version)
         assert version == (3 if taken else 2)
         assert list_versions(root, "engagement") == [*listed, version]
         read_release(root, "engagement", version)
+        # Whatever is left of the killed one is told from releases and goes, once it is old enough.
+        for path in root.rglob("*"):
+            os.utime(path, (0, 0))
+        prune(root, prunable(root, None, keep=9))
+        releases = [release_directories(f"engagement.{one}", explainers) for one in (*listed, version)]
+        assert {path.name for path in root.iterdir() if path.is_dir()} == {*chain.from_iterable(releases)}
 
 
 def test_a_failed_publisher_cleans_up_behind_itself(release: Release) -> None:
-    artifacts = replace(artifacts_of(release), score_graph=release.root / "absent.onnx")
+    artifacts, absent = artifacts_of(release), release.root / "absent.onnx"
     before = sorted(release.root.rglob("*"))
-    with pytest.raises(PublishError, match="No such file"):
-        publish(release.root, release.contract, artifacts)
+    for failing in (
+        replace(artifacts, score_graph=absent),
+        replace(artifacts, explain_graphs={**artifacts.explain_graphs, "exact": absent}),
+    ):
+        with pytest.raises(PublishError, match="No such file"):
+            publish(release.root, release.contract, failing)
+        assert sorted(release.root.rglob("*")) == before
+
+
+def test_a_disk_that_fails_between_two_explainers_leaves_no_release(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some are in place already; they go again, and the next publisher has the number."""
+    rename, renamed = Path.rename, []
+
+    def fails_once(path: Path, target: Path) -> Path:
+        if path.name.startswith("engagement.2.explain"):
+            renamed.append(path.name)
+            if len(renamed) == 2:
+                raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    before = sorted(release.root.rglob("*"))
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(PublishError, match="Input/output error"):
+        publish_again(release)
+    assert len(renamed) == 2
     assert sorted(release.root.rglob("*")) == before
+    assert publish_again(release).version == "2"
+
+
+def test_a_release_has_the_explainers_of_its_contract_and_no_others(pristine: Release, tmp_path: Path) -> None:
+    fast = with_explainers(pristine, tmp_path / "models", ["fast"])
+
+    assert read_release(tmp_path / "models", "engagement", 1).manifest == fast.manifest
+    assert fast.graph_names == ("engagement.1", "engagement.1.explain")
+    assert {path.name for path in fast.root.iterdir() if path.is_dir()} == set(fast.graph_names)
+    assert [graph.explainer for graph in fast.graphs()] == [None, "fast"]
 
 
 def test_a_repository_that_cannot_be_written_is_named(release: Release, tmp_path: Path) -> None:
@@ -178,13 +256,18 @@ def test_a_repository_that_cannot_be_written_is_named(release: Release, tmp_path
         publish_again(replace(release, root=blocked))
 
 
-def test_what_no_reader_would_take_is_not_published(release: Release, tmp_path: Path) -> None:
+@pytest.mark.parametrize("explainer", [None, "fast", "exact"])
+def test_what_no_reader_would_take_is_not_published(release: Release, tmp_path: Path, explainer: str | None) -> None:
     poisoned = tmp_path / "poisoned.onnx"
-    model = onnx.load(graph_file(release.directory))
+    model = onnx.load(graph_file(release.root / release.graph_name(explainer)))
     weights = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
     weights.raw_data = np.float32(np.nan).tobytes() + weights.raw_data[4:]
     poisoned.write_bytes(model.SerializeToString())
-    artifacts = replace(artifacts_of(release), score_graph=poisoned)
+    artifacts = artifacts_of(release)
+    if explainer is None:
+        artifacts = replace(artifacts, score_graph=poisoned)
+    else:
+        artifacts = replace(artifacts, explain_graphs={**artifacts.explain_graphs, explainer: poisoned})
     before = sorted(release.root.rglob("*"))
     with pytest.raises(ReleaseError, match="not all of its values are finite"):
         publish(release.root, release.contract, artifacts)

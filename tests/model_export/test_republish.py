@@ -6,11 +6,11 @@ import onnx
 import pytest
 
 from feature_client.contract import CONTRACT_KEY
+from feature_client.golden import golden_name
 from feature_client.release import Release, ReleaseError, graph_file, read_release
 from feature_client.routes import read_routes
-from model_export.export import EXPLAIN_OUTPUTS
 from model_export.publish import PublishError, set_champion
-from model_export.republish import republish
+from model_export.republish import republish, take_over
 from model_export.verify import Session
 from tests.model_export.test_publish import publish_again
 
@@ -23,8 +23,10 @@ def test_the_champion_is_published_under_other_names(pristine: Release, tmp_path
     second = read_release(tmp_path, "second", 1)
     assert second.contract == replace(pristine.contract, model="second")
     assert read_release(tmp_path, "engagement", 1).contract.digest == pristine.contract.digest
-    for directory in (second.directory, (second.root / second.graph_name("fast"))):
-        [noted] = [entry for entry in onnx.load(graph_file(directory)).metadata_props if entry.key == CONTRACT_KEY]
+    assert second.manifest.explainers == pristine.manifest.explainers
+    for name in second.graph_names:
+        graph = onnx.load(graph_file(second.root / name))
+        [noted] = [entry for entry in graph.metadata_props if entry.key == CONTRACT_KEY]
         assert noted.value == second.contract.digest != pristine.contract.digest
 
 
@@ -32,11 +34,20 @@ def test_it_gives_the_same_answers(pristine: Release, tmp_path: Path) -> None:
     [copy] = republish(pristine.root, tmp_path, ["copy"])
 
     with np.load(copy.golden, allow_pickle=False) as golden:
-        answers = Session(graph_file(copy.root / copy.graph_name("fast")), EXPLAIN_OUTPUTS).run(
-            golden["numeric"], golden["categorical"]
-        )
-        for output in EXPLAIN_OUTPUTS:
-            np.testing.assert_array_equal(answers[output], golden[output])
+        for graph in copy.graphs():
+            answers = Session(graph.file, tuple(graph.outputs(1))).run(golden["numeric"], golden["categorical"])
+            assert answers.keys() == graph.outputs(1).keys()
+            for output, values in answers.items():
+                np.testing.assert_array_equal(values, golden[golden_name(graph.explainer, output)])
+
+
+def test_a_release_is_taken_over_with_all_its_explainers(pristine: Release, tmp_path: Path) -> None:
+    taken = take_over(pristine.directory, tmp_path)
+
+    assert taken.contract == pristine.contract
+    assert taken.manifest.explainers == pristine.manifest.explainers
+    for before, after in zip(pristine.graphs(), taken.graphs(), strict=True):
+        assert (after.explainer, after.read()) == (before.explainer, before.read())
 
 
 def test_it_is_the_champion_and_not_the_newest(release: Release, tmp_path: Path) -> None:

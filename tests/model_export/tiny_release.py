@@ -1,6 +1,7 @@
 """A small release, really trained, exported, verified and published, without Feast or Redis: for every test that
 needs a model repository."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -8,21 +9,43 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from feature_client.contract import Task
+from feature_client.contract import CONTRACT_KEY, Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
 from feature_client.texts import FeatureTexts, Frames, Texts
+from model_export.explanation import Settings
 from model_export.pipeline import Run, publish_run, train_run
+from model_export.publish import Artifacts, publish
+from model_export.republish import artifacts_of
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import engagement_tasks
 
 AS_OF = datetime(2026, 6, 1, tzinfo=UTC)
 """The instant at which the tiny data set is served: the last of its test cutoffs is 90 days before."""
 
+LIGHT = Settings(
+    background_rows=8,
+    population=128,
+    probes=64,
+    rows=300,
+    selecting_rows=200,
+    candidates=200,
+    fast_rows=32,
+    precise_rows=96,
+    held_out=50,
+    fast_bound=0.5,
+    precise_bound=0.5,
+)
+"""Explanations in a second or two; too light to be good."""
+
 COUNTRIES = ("United Kingdom", "France", "Germany", "Eire", None)
 CATEGORIES = ("lights", "kitchen", "garden", "toys", None)
 CHANNELS = ("web", "app", "shop", None)
+
+ACTIONABLE = ("orders_90d", "spend_90d", "mean_gap_days", "sessions_30d", "preferred_channel")
+"""Features of which somebody can bring about another value."""
 
 GROUPS = {
     "recency": "How recently they bought",
@@ -62,9 +85,9 @@ TEXTS = {
 def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
     """12 numbers and 3 categories in 8 groups over three views, without vocabularies; less the features named."""
 
-    def number(name: str, group: str, view: str, unit: str = "") -> Feature:
+    def number(name: str, group: str, view: str, unit: str = "", dtype: str = "float64") -> Feature:
         label = name.replace("_", " ").capitalize()
-        return Feature(name, "numeric", group, label, unit, view, name, "float64", default=0.0, max_age_s=30 * DAY_S)
+        return Feature(name, "numeric", group, label, unit, view, name, dtype, default=0.0, max_age_s=30 * DAY_S)
 
     def category(name: str, group: str, view: str) -> Feature:
         return Feature(name, "category", group, name.replace("_", " ").capitalize(), "", view, name, "string")
@@ -87,12 +110,13 @@ def tiny_schema(without: Sequence[str] = ()) -> FeatureSchema:
             "lifetime", "mean_gap_days", "float64", nullable=True,
         ),
         category("country", "context", "lifetime"),
-        number("sessions_30d", "engagement", "engagement", "sessions"),
+        number("sessions_30d", "engagement", "engagement", "sessions", "int64"),
         category("preferred_channel", "engagement", "engagement"),
         Feature("season_sin", "calendar", "context", "Season (sine)"),
         Feature("season_cos", "calendar", "context", "Season (cosine)"),
     )  # fmt: skip
-    kept = tuple(feature for feature in features if feature.name not in without)
+    tagged = (replace(feature, actionable=feature.name in ACTIONABLE) for feature in features)
+    kept = tuple(feature for feature in tagged if feature.name not in without)
     groups = {group: label for group, label in GROUPS.items() if any(feature.group == group for feature in kept)}
     entity_fields = dict.fromkeys(("orders", "lifetime", "engagement"), "customer_id")
     texts = {language: _texts_of(kept, texts) for language, texts in TEXTS.items()}
@@ -165,12 +189,32 @@ def tiny_dataset(rows: int = 6_000, seed: int = 0, without: Sequence[str] = ()) 
 
 
 def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequence[str] = ()) -> Run:
-    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs)
+    return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs, settings=LIGHT)
 
 
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:
     """Publishes into the model repository `root` and makes it the champion. A run given is not trained again."""
     return publish_run(run or tiny_run(), root)
+
+
+def with_explainers(release: Release, root: Path, explainers: Sequence[str]) -> Release:
+    """The release once more in the model repository `root`, with these of its explainers alone. No route changes."""
+    explanation = release.contract.explanation
+    kept = {explainer: explanation.explainers[explainer] for explainer in explainers}
+    contract = replace(release.contract, explanation=replace(explanation, explainers=kept))
+    given = artifacts_of(release)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def stamped(graph: Path, name: str) -> Path:
+            """The contract is another one, and a graph names its own."""
+            model = onnx.load(graph)
+            onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.digest})
+            onnx.save(model, Path(scratch) / name)
+            return Path(scratch) / name
+
+        graphs = {explainer: stamped(given.explain_graphs[explainer], explainer) for explainer in explainers}
+        artifacts = Artifacts(stamped(given.score_graph, "score"), graphs, given.golden, given.card)
+        return publish(root, contract, artifacts)
 
 
 def _rows(schema: FeatureSchema, tasks: tuple[Task, ...], world: World) -> Rows:

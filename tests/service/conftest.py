@@ -10,13 +10,22 @@ import pytest
 import requests
 from redis import Redis
 
+from feature_client.contract import EXPLAINERS
 from feature_client.online.reader import FeatureReader
 from feature_client.release import Release
 from service.app import create_app
 from service.backends import Backend
 from service.settings import Settings
 from tests.feast_layout import Value, store
-from tests.model_export.tiny_release import AS_OF, CATEGORIES, CHANNELS, COUNTRIES, build_tiny_release, tiny_run
+from tests.model_export.tiny_release import (
+    AS_OF,
+    CATEGORIES,
+    CHANNELS,
+    COUNTRIES,
+    build_tiny_release,
+    tiny_run,
+    with_explainers,
+)
 from tests.service.serving import running
 
 NOW = AS_OF.timestamp()
@@ -57,7 +66,7 @@ def rows_of(customer: str, *, age_s: float = 600.0) -> dict[str, tuple[float, di
                 "country": COUNTRIES[0],
             },
         ),
-        "engagement": (at, {"customer_id": customer, "sessions_30d": 6.0, "preferred_channel": CHANNELS[0]}),
+        "engagement": (at, {"customer_id": customer, "sessions_30d": 6, "preferred_channel": CHANNELS[0]}),
     }
 
 
@@ -78,6 +87,14 @@ def two_releases(release: Release, tmp_path_factory: pytest.TempPathFactory) -> 
 def versions(release: Release, two_releases: Release) -> tuple[Release, Release]:
     """Two releases of one model that answer differently."""
     return release, two_releases
+
+
+@pytest.fixture(scope="session")
+def fast_alone(two_releases: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A repository with both and, as version 3, what version 2 is with no explainer but the default one."""
+    root = tmp_path_factory.mktemp("three")
+    shutil.copytree(two_releases.root, root, dirs_exist_ok=True)
+    return with_explainers(two_releases, root, EXPLAINERS[:1])
 
 
 @pytest.fixture

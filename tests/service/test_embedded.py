@@ -3,9 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
@@ -30,10 +32,15 @@ class Watched(Graph):
         self.session, self.outputs, self.explained_rows = graph.session, graph.outputs, graph.explained_rows
         self.cost = cost
         self.threads: list[str] = []
+        self.runs: list[int] = []
 
     def run(self, tensors: Tensors, ends: float) -> Tensors:
         self.threads.append(threading.current_thread().name)
         return super().run(tensors, ends)
+
+    def _run(self, tensors: Tensors, ends: float) -> Sequence[npt.NDArray[Any]]:
+        self.runs.append(len(tensors["numeric"]))
+        return super()._run(tensors, ends)
 
 
 def inputs(release: Release, rows: int) -> Tensors:
@@ -127,6 +134,21 @@ def test_answers_are_the_same_wherever_they_come_from(release: Release, rows: in
                     assert answers[output].shape[0] == rows
                     scale = np.abs(alone[output]).sum()
                     assert (discrepancy(answers[output][row : row + 1], alone[output], scale) <= 1).all()
+
+    on_loaded(release, scenario)
+
+
+def test_one_run_explains_as_many_as_the_explainer_costs_allow(release: Release) -> None:
+    async def scenario(backend: EmbeddedBackend) -> None:
+        explainers = release.contract.explanation.explainers
+        at_once = {name: backend.graphs[release.graph_name(name)].explained_rows for name in explainers}
+        assert at_once == {name: explainer.entities_at_once for name, explainer in explainers.items()}
+        assert backend.graphs[release.name].explained_rows is None
+
+        graph = Watched(backend.graphs[release.graph_name("fast")], Fixed(0.0, 0.0))
+        graph.explained_rows = 3
+        graph.run(inputs(release, 11), time.monotonic() + 60)
+        assert graph.runs == [3, 3, 3, 2]
 
     on_loaded(release, scenario)
 

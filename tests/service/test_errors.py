@@ -128,7 +128,13 @@ def test_an_entity_that_cannot_be_a_key_says_which_row(url: str, entity: object)
         ("/v1/explain", {**GOOD, "top": 0}),
         ("/v1/explain", {**GOOD, "tasks": []}),
         ("/v1/explain", {**GOOD, "tasks": [SECRET]}),
-        ("/v1/explain", {**GOOD, "space": "margin"}),
+        ("/v1/explain", {**GOOD, "space": "logit"}),
+        ("/v1/explain", {**GOOD, "detail": "everything"}),
+        ("/v1/explain", {**GOOD, "tolerance": -0.01}),
+        ("/v1/explain", {**GOOD, "tolerance": 1.01}),
+        ("/v1/explain", {**GOOD, "budget_ms": 0}),
+        ("/v1/explain", {**GOOD, "budget_ms": 60_001}),
+        ("/v1/predict", {**GOOD, "explain": 1, "space": "margin"}),
         ("/v1/predict", {"entities": [{"customer_id": "c1"}] * 3, "features": [{}, {}]}),
     ],
 )
@@ -286,17 +292,13 @@ def test_a_quota_is_429_with_retry_after(start: Start, customers: list[str], key
 
 def golden(release: Release, *, delay_s: float = 0.0) -> FakeBackend:
     """Gives the golden answers to golden questions, so that the release is taken; zeros to everything else."""
-    with np.load(release.golden) as file:
-        answers = dict(file)
-    tasks, groups = len(release.contract.tasks), len(release.contract.schema.groups)
+    graphs = {graph.name: graph for graph in release.graphs()}
 
     def answer(name: str, tensors: Tensors) -> Tensors:
-        outputs = ("scores", "attributions", "base") if name.endswith(".explain") else ("scores",)
-        rows = len(tensors["numeric"])
-        if rows == len(answers["numeric"]):
-            return {output: answers[output] for output in outputs}
-        shapes = {"scores": (rows, tasks), "attributions": (rows, tasks, groups), "base": (rows, tasks)}
-        return {output: np.zeros(shapes[output], np.float32) for output in outputs}
+        graph, rows = graphs[name], len(tensors["numeric"])
+        if rows == len(graph.golden):
+            return graph.golden.answers
+        return {output: np.zeros(shape, np.float32) for output, shape in graph.outputs(rows).items()}
 
     return FakeBackend(answer, release.contract.digest, delay_s)
 

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from feature_client.contract import attribution_scale, discrepancy
-from feature_client.release import Release, graph_file
+from feature_client.golden import SPLIT_UP
+from feature_client.release import EXPLAIN_SUFFIX, Release, graph_file
 from service.app import create_app
 from service.auth import add_key
 from service.errors import InvalidJson, InvalidRequest
+from service.explainers import weight_of
 from service.local_triton import LocalTriton
 from service.oip import entities_of
 from service.oip_body import read_question
@@ -44,6 +46,8 @@ PATIENT = {"X-Deadline-Ms": "30000"}
 HEADER = "Inference-Header-Content-Length"
 IDS = {"name": "customer_id", "shape": [1], "datatype": "BYTES", "data": ["c1"]}
 GOOD = {"inputs": [IDS]}
+OUTPUTS = ("scores", "attributions", "base", "margins", "margin_attributions", "margin_base")
+"""Of an explainer."""
 JSON = dict[str, Any]
 
 
@@ -64,6 +68,21 @@ def refused(response: requests.Response, status: int, code: str) -> str:
     assert problem["error"] == problem["detail"]
     assert problem["request_id"] == response.headers["x-request-id"]
     return str(problem["error"])
+
+
+def equal(answer: JSON, expected: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether all outputs of an answer are these: parts in the size of their whole."""
+    return all(
+        (
+            discrepancy(
+                values(answer, name),
+                tensor,
+                attribution_scale(tensor, expected[SPLIT_UP[name]]) if name in SPLIT_UP else 0.0,
+            )
+            <= 1
+        ).all()
+        for name, tensor in expected.items()
+    )
 
 
 def values(answer: JSON, name: str) -> npt.NDArray[Any]:
@@ -162,19 +181,23 @@ def test_metadata_names_tensors_and_their_columns(url: str, release: Release) ->
     ]  # fmt: skip
     assert [output["name"] for output in model["outputs"]] == ["scores"]
     assert {output["name"]: output["shape"] for output in explain["outputs"]} == {
-        "scores": [-1, 3], "attributions": [-1, 3, 8], "base": [-1, 3]
-    }  # fmt: skip
+        output: [-1, 3, 8] if output.endswith("attributions") else [-1, 3] for output in OUTPUTS
+    }
     columns = model["parameters"]["columns"]
     assert columns["numeric"] == [feature.name for feature in schema.numeric]
     assert columns["categorical"]["country"][2:] == list(schema.by_name["country"].vocabulary)
     assert columns["tasks"] == list(release.contract.task_names)
+    assert columns["groups"] == list(schema.groups)
+    assert columns["features"] == [feature.name for feature in schema.features]
     assert [one["name"] for one in model["parameters"]["instead_of_tensors"]["inputs"]] == ["customer_id"]
     config = requests.get(f"{url}/v2/models/engagement/config", timeout=5).json()
     assert [(one["name"], one["dims"]) for one in config["input"]] == [("numeric", [12]), ("categorical", [3])]
     index = requests.post(f"{url}/v2/repository/index", timeout=5).json()
+    models = ["engagement", *(f"engagement.{EXPLAIN_SUFFIX[one]}" for one in release.manifest.explainers)]
+    assert models[:2] == ["engagement", "engagement.explain"]
     assert [(one["name"], one["version"], one["state"]) for one in index] == [
-        ("engagement", release.version, "READY"), ("engagement.explain", release.version, "READY")
-    ]  # fmt: skip
+        (model, release.version, "READY") for model in models
+    ]
 
 
 @pytest.mark.parametrize("sent", ["flat", "nested", "binary"])
@@ -191,15 +214,47 @@ def test_tensors_get_the_answers_of_the_graph(
     assert (discrepancy(values(answer, "scores"), runtime(release, rows, None)["scores"]) <= 1).all()
 
 
-def test_tensors_are_explained(url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]) -> None:
-    few = {name: tensor[:32] for name, tensor in rows.items()}
-    answer = infer(url, tensors(few), "engagement.explain")
+def test_tensors_are_explained_by_every_explainer(
+    url: str, release: Release, rows: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    assert {"fast", "exact"} <= set(release.manifest.explainers)
+    for explainer in release.manifest.explainers:
+        model = f"engagement.{EXPLAIN_SUFFIX[explainer]}"
+        answer = infer(url, tensors(rows), model)
 
-    expected = runtime(release, few, "fast")
-    scale = attribution_scale(expected["attributions"], expected["base"])
-    assert {output["name"] for output in answer["outputs"]} == set(expected)
-    for name, tensor in expected.items():
-        assert (discrepancy(values(answer, name), tensor, scale if name == "attributions" else 0.0) <= 1).all(), name
+        assert (answer["model_name"], answer["model_version"]) == (model, release.version)
+        assert {name: tuple(values(answer, name).shape) for name in OUTPUTS} == release.contract.outputs(
+            len(rows["numeric"]), explainer
+        )
+        assert equal(answer, runtime(release, rows, explainer)), explainer
+
+
+def test_customers_are_explained_by_every_explainer(
+    url: str, redis: "Redis", release: Release, rows: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """What ONNX Runtime says of their features, encoded here."""
+    schema, crowd = release.contract.schema, [f"explained-{number}" for number in range(5)]
+    fields: dict[str, list[Any]] = {}
+    for number, customer in enumerate(crowd):
+        stored = rows_of(customer)
+        stored["orders"][1]["orders_90d"] = float(number)
+        store(redis, schema, customer, stored)
+        for _, row in stored.values():
+            for field, value in row.items():
+                fields.setdefault(field, []).append(value)
+    del fields["customer_id"]
+    columns = {
+        name: np.array(column, object if isinstance(column[0], str) else float) for name, column in fields.items()
+    }
+    event_times = np.array([[stored[view][0] for view in schema.views]] * len(crowd))
+    encoded = schema.encode(schema.batch(columns, event_times), AS_OF.timestamp())
+    assert release.contract.eligible(encoded).all()
+
+    for explainer in release.manifest.explainers:
+        answer = infer(url, ids(*crowd), f"engagement.{EXPLAIN_SUFFIX[explainer]}")
+
+        assert values(answer, "status").tolist() == ["ok"] * len(crowd)
+        assert equal(answer, runtime(release, encoded.tensors, explainer)), explainer
 
 
 def test_triton_behind_the_gateway_gives_the_answers_of_the_graph(
@@ -213,16 +268,17 @@ def test_triton_behind_the_gateway_gives_the_answers_of_the_graph(
         backend="triton", triton=triton.address, models=release.root, redis=redis_url, as_of=AS_OF, log_level="warning"
     )
     few = {name: tensor[:5] for name, tensor in rows.items()}
+    models = {explainer: f"engagement.{EXPLAIN_SUFFIX[explainer]}" for explainer in release.manifest.explainers}
     with running(create_app(settings)) as url:
         wait_ready(url)
-        scored, explained = infer(url, tensors(rows)), infer(url, tensors(few), "engagement.explain")
-        by_id = infer(url, ids(*customers))
+        scored = infer(url, tensors(rows))
+        explained = {explainer: infer(url, tensors(few), model) for explainer, model in models.items()}
+        by_id = {explainer: infer(url, ids(*customers), model) for explainer, model in models.items()}
 
-    assert (discrepancy(values(scored, "scores"), runtime(release, rows, None)["scores"]) <= 1).all()
-    expected = runtime(release, few, "fast")
-    scale = attribution_scale(expected["attributions"], expected["base"])
-    assert (discrepancy(values(explained, "attributions"), expected["attributions"], scale) <= 1).all()
-    assert values(by_id, "status").tolist() == ["ok"] * 3
+    assert equal(scored, runtime(release, rows, None))
+    for explainer in models:
+        assert equal(explained[explainer], runtime(release, few, explainer)), explainer
+        assert values(by_id[explainer], "status").tolist() == ["ok"] * 3
 
 
 def test_customers_get_the_answers_of_v1(url: str, customers: list[str], release: Release) -> None:
@@ -365,6 +421,116 @@ def test_a_version_in_the_path_is_the_one_that_answers(
         assert set(values(infer(url, ids("c1", "c2"), asked), "version")) == {answers.version}
     assert requests.get(f"{url}/v2/models/{path}/ready", timeout=5).json()["ready"] is True
     refused(requests.get(f"{url}/v2/models/engagement/versions/99/ready", timeout=5), 404, "unknown_model")
+
+
+def three_of(fast_alone: Release, tmp_path: Path, start: Start, route: str) -> str:
+    """A gateway with versions 1 and 2, and 3, which has the default explainer alone."""
+    shutil.copytree(fast_alone.root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "routes.toml").write_text(f"[engagement]\n{route}\n")
+    url = start(models=tmp_path)
+
+    def versions() -> object:
+        return requests.get(f"{url}/v2/models/engagement", timeout=5).json()["versions"]
+
+    until(lambda: versions() == ["1", "2", "3"], "not all of them")
+    return url
+
+
+def test_a_version_has_the_explainers_that_it_was_published_with(
+    start: Start, customers: list[str], fast_alone: Release, rows: Mapping[str, npt.NDArray[Any]], tmp_path: Path
+) -> None:
+    url = three_of(fast_alone, tmp_path, start, "champion = 1\nstandby = [2, 3]")
+    few = {name: tensor[:2] for name, tensor in rows.items()}
+
+    for model, versions in (("engagement", "123"), ("engagement.explain", "123"), ("engagement.explain_exact", "12")):
+        assert requests.get(f"{url}/v2/models/{model}", timeout=5).json()["versions"] == [*versions]
+        listed = requests.post(f"{url}/v2/repository/index", timeout=5).json()
+        assert [one["version"] for one in listed if one["name"] == model] == [*versions]
+        for version in "123":
+            path = f"{url}/v2/models/{model}/versions/{version}"
+            if version in versions:
+                assert requests.get(f"{path}/ready", timeout=5).json() == {"name": model, "ready": True}
+                for body in (tensors(few), ids("c1")):
+                    assert infer(url, body, f"{model}/versions/{version}")["model_version"] == version
+                continue
+            for below in ("", "/ready", "/config"):
+                refused(requests.get(path + below, timeout=5), 404, "unknown_model")
+            for body in (tensors(few), ids("c1")):
+                refused(requests.post(f"{path}/infer", json=body, timeout=5), 404, "unknown_model")
+
+
+def test_a_champion_without_an_explainer_leaves_it_to_the_versions_that_have_it(
+    start: Start, customers: list[str], fast_alone: Release, tmp_path: Path
+) -> None:
+    url = three_of(fast_alone, tmp_path, start, "champion = 3\nprevious = 1\nstandby = [2]")
+
+    for below in ("", "/ready", "/config"):
+        path = f"{url}/v2/models/engagement.explain_exact{below}"
+        refused(requests.get(path, timeout=5), 404, "unknown_model")
+    path = f"{url}/v2/models/engagement.explain_exact/infer"
+    refused(requests.post(path, json=ids("c1"), timeout=5), 404, "unknown_model")
+    assert infer(url, ids("c1"), "engagement.explain")["model_version"] == "3"
+    assert infer(url, ids("c1"), "engagement.explain_exact/versions/1")["model_version"] == "1"
+
+
+def test_a_canary_without_an_explainer_answers_none_of_its_customers_by_it(
+    start: Start, redis: "Redis", fast_alone: Release, tmp_path: Path
+) -> None:
+    url = three_of(fast_alone, tmp_path, start, "champion = 2\nstandby = [1]\ncanary = {version = 3, percent = 50}")
+    crowd = [f"crowd-{number}" for number in range(30)]
+    for customer in crowd:
+        store(redis, fast_alone.contract.schema, customer, rows_of(customer))
+    arms: dict[str, list[str]] = {"2": [], "3": []}
+    for customer, version in zip(crowd, values(infer(url, ids(*crowd)), "version"), strict=True):
+        arms[version].append(customer)
+    exact = "engagement.explain_exact"
+
+    assert values(infer(url, ids(*crowd), "engagement.explain"), "version").tolist().count("3") == len(arms["3"]) > 0
+    assert infer(url, ids(*arms["2"]), exact)["model_version"] == "2"
+    assert infer(url, ids(*crowd), f"{exact}/versions/2")["model_version"] == "2"
+    for asked in (crowd, arms["3"], arms["3"][:1]):
+        response = requests.post(f"{url}/v2/models/{exact}/infer", json=ids(*asked), headers=PATIENT, timeout=30)
+        assert "ask for one version" in refused(response, 422, "invalid_request")
+    # /v1 takes what each has.
+    body = {"entities": [{"customer_id": customer} for customer in crowd], "tolerance": 0.0}
+    answer = requests.post(f"{url}/v1/explain", json=body, headers=PATIENT, timeout=30).json()
+    assert {one["version"] for one in answer["predictions"]} == {"2", "3"}
+    assert total(url, "rapport_inflight") == 0
+
+
+@pytest.mark.parametrize(
+    "suffix", ["explain_nonsense", "explain_fast", "explain_", "exact", "Explain", "explain_exact."]
+)
+def test_an_explainer_that_no_release_has_is_an_unknown_model(url: str, suffix: str) -> None:
+    path = f"{url}/v2/models/engagement.{suffix}"
+    for below in ("", "/ready", "/config", "/versions/1", "/versions/1/ready"):
+        refused(requests.get(path + below, timeout=5), 404, "unknown_model")
+    for below in ("/infer", "/versions/1/infer"):
+        refused(requests.post(path + below, json=GOOD, timeout=5), 404, "unknown_model")
+
+
+def test_an_explained_entity_counts_what_its_explainer_costs(
+    start: Start, customers: list[str], release: Release
+) -> None:
+    """In the lane of explanations, in which one that is alone is never too large."""
+    backend = golden(release)
+    weight = weight_of(release.contract, "exact")
+    url = start(backend, max_inflight_explain_rows=32, explain_deadline_ms=60_000)
+    backend.delay_s = 3_600.0
+    body, path = ids(*["c1"] * 32), f"{url}/v2/models/engagement"
+
+    def asked(model: str) -> requests.Response:
+        headers = {"X-Deadline-Ms": "5000"}
+        return requests.post(f"{path}.{model}/infer", json=body, headers=headers, timeout=30)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(asked, "explain_exact")
+        until(lambda: total(url, "rapport_inflight", lane="explain") == 32 * weight, "never admitted")
+        refused(asked("explain"), 503, "overloaded")
+        refused(first.result(), 504, "deadline_exceeded")
+    until(lambda: total(url, "rapport_inflight", lane="explain") == 0, "still admitted")
+    assert total(url, "rapport_inflight", lane="predict") == 0
+    assert total(url, "rapport_shed_total", lane="explain") == 1
 
 
 def test_requests_are_counted_under_a_closed_set_of_routes(
@@ -540,7 +706,9 @@ def test_an_id_that_cannot_be_a_key_says_which_row(url: str) -> None:
     assert "[1]" in refused(response, 422, "invalid_entity")
 
 
-@pytest.mark.parametrize(("model", "most"), [("engagement", 1_000), ("engagement.explain", 32)])
+@pytest.mark.parametrize(
+    ("model", "most"), [("engagement", 1_000), ("engagement.explain", 32), ("engagement.explain_exact", 32)]
+)
 def test_more_rows_than_v1_takes_are_422(url: str, rows: Mapping[str, npt.NDArray[Any]], model: str, most: int) -> None:
     many = {name: np.resize(tensor, (most + 1, tensor.shape[1])) for name, tensor in rows.items()}
     for body in (tensors(many), ids(*(f"m{n}" for n in range(most + 1)))):
@@ -654,7 +822,11 @@ def test_scopes_and_quotas_are_those_of_v1(start: Start, customers: list[str], k
         headers = {"Authorization": f"Bearer {tokens[scope]}", **PATIENT}
         return requests.request(method, f"{url}/v2/{path}", json=GOOD, headers=headers, timeout=30)
 
-    for model, needed in (("engagement", "predict"), ("engagement.explain", "explain")):
+    for model, needed in (
+        ("engagement", "predict"),
+        ("engagement.explain", "explain"),
+        ("engagement.explain_exact", "explain"),
+    ):
         for method, below in (("POST", "/infer"), ("GET", ""), ("GET", "/ready"), ("GET", "/config")):
             for scope in ("predict", "explain", "admin"):
                 response = asked(method, f"models/{model}{below}", scope)

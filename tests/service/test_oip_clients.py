@@ -81,7 +81,10 @@ def test_triton_finds_server_and_models(client: triton.InferenceServerClient, re
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     assert [one["name"] for one in client.get_model_metadata("engagement")["inputs"]] == ["numeric", "categorical"]
     assert client.get_model_config("engagement")["max_batch_size"] == 1_000
-    assert [one["name"] for one in client.get_model_repository_index()] == ["engagement", "engagement.explain"]
+    names = [one["name"] for one in client.get_model_repository_index()]
+    assert names[:2] == ["engagement", "engagement.explain"]
+    assert "engagement.explain_exact" in names
+    assert all(client.is_model_ready(name, release.version) for name in names)
 
 
 @pytest.mark.parametrize("binary_out", [True, False])

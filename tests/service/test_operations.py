@@ -11,17 +11,23 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from feature_client.golden import golden_name
 from feature_client.online.local_redis import LocalRedis
 from feature_client.online.memory import MemoryReader
-from feature_client.release import Release, graph_file
+from feature_client.release import Release, graph_file, read_release
+from model_export.publish import publish
+from model_export.republish import artifacts_of
 from service import logs
 from service.backends.embedded import EmbeddedBackend
+from service.explainers import weight_of
 from service.metrics import Metrics
 from service.releases import Releases
 from tests.model_export.tiny_release import AS_OF, build_tiny_release, tiny_run
@@ -206,7 +212,8 @@ def test_the_documentation_is_complete(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=5).json()
 
     assert {path for path in document["paths"] if not path.startswith("/v2")} == {
-        "/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{model}", "/livez", "/readyz", "/metrics"
+        "/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{model}", "/v1/models/{model}/importance",
+        "/livez", "/readyz", "/metrics",
     }  # fmt: skip
     text = json.dumps(document)
     for reference in set(text.split('"$ref": "#/components/schemas/')[1:]):
@@ -298,13 +305,14 @@ def test_a_cold_start_with_a_broken_champion_comes_up_on_the_last_good_release(
     until(lambda: requests.get(f"{url}/readyz", timeout=5).json()["last_reload"] == "ok", "still failed")
 
 
+@pytest.mark.parametrize("explainer", [None, "fast", "exact"])
 def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_nothing_behind(
-    two_releases: Release, tmp_path: Path
+    two_releases: Release, tmp_path: Path, explainer: str | None
 ) -> None:
-    for name in ("engagement.2", "engagement.2.explain"):
+    for name in two_releases.graph_names:
         shutil.copytree(two_releases.root / name, tmp_path / name)
     set_champion(tmp_path, 2)
-    graph = graph_file(tmp_path / "engagement.2.explain")
+    graph = graph_file(tmp_path / two_releases.graph_name(explainer))
     shutil.move(graph, tmp_path / "aside")
     backend = EmbeddedBackend()
 
@@ -322,7 +330,51 @@ def test_a_release_that_cannot_be_loaded_is_tried_ever_less_often_and_leaves_not
             await releases.refresh()
             await asyncio.sleep(0.01)
         assert releases.failures == {}
-        assert set(backend.graphs) == releases.graphs() == {"engagement.2", "engagement.2.explain"}
+        assert set(backend.graphs) == releases.graphs() == set(two_releases.graph_names)
+        assert set(releases.served["engagement"].champion.paces) == set(two_releases.manifest.explainers)
+
+    asyncio.run(look())
+
+
+def test_a_release_of_which_one_graph_gives_other_answers_is_not_loaded_and_leaves_nothing_behind(
+    two_releases: Release, tmp_path: Path
+) -> None:
+    """The last of its explainers, after all others were loaded."""
+    with np.load(two_releases.golden) as file:
+        arrays = dict(file)
+    last = two_releases.manifest.explainers[-1]
+    arrays[golden_name(last, "base")] += np.float32(0.5)
+    np.savez(tmp_path / "golden.npz", **arrays)
+    artifacts = replace(artifacts_of(two_releases), golden=tmp_path / "golden.npz")
+    publish(tmp_path / "models", two_releases.contract, artifacts)
+    set_champion(tmp_path / "models", 1)
+    backend = EmbeddedBackend()
+
+    async def look() -> None:
+        releases = Releases(tmp_path / "models", backend, Metrics(), grace_s=0.0)
+        await releases.refresh()
+        assert "base differ from the golden answers" in releases.failures["engagement.1"]
+        assert releases.served == {}
+        assert backend.graphs == {}
+
+    asyncio.run(look())
+
+
+def test_a_release_that_is_let_go_leaves_no_explainer_behind(fast_alone: Release, tmp_path: Path) -> None:
+    """Of releases with other explainers than their successors as well."""
+    root = Path(shutil.copytree(fast_alone.root, tmp_path / "models"))
+    backend = EmbeddedBackend()
+
+    async def look() -> None:
+        releases = Releases(root, backend, Metrics(), grace_s=0.0)
+        for named in ((1, 2), (3, 2), (2, 1)):
+            (root / "routes.toml").write_text("[engagement]\nchampion = {}\nprevious = {}\n".format(*named))
+            await releases.refresh()
+            await releases.refresh()
+            graphs = {name for version in named for name in read_release(root, "engagement", version).graph_names}
+            assert set(backend.graphs) == releases.graphs() == graphs
+            assert ("engagement.3.explain" in graphs) == (3 in named)
+            assert "engagement.3.explain_exact" not in graphs
 
     asyncio.run(look())
 
@@ -417,9 +469,12 @@ def test_what_is_in_flight_at_sigterm_is_answered(
 ) -> None:
     with gateway_process(tmp_path, release, redis_url) as (process, url), ThreadPoolExecutor(1) as pool:
         wait_ready(url)
-        body = {"entities": [{"customer_id": "c1"}] * 32}
-        asked = pool.submit(requests.post, f"{url}/v1/explain", json=body, timeout=30)
-        until(lambda: total(url, "rapport_inflight", lane="explain") == 32, "never in flight")
+        body = {"inputs": [{"name": "customer_id", "shape": [32], "datatype": "BYTES", "data": ["c1"] * 32}]}
+        # The explainer that takes longest.
+        path = f"{url}/v2/models/engagement.explain_exact/infer"
+        asked = pool.submit(requests.post, path, json=body, headers={"X-Deadline-Ms": "30000"}, timeout=30)
+        weight = 32 * weight_of(release.contract, "exact")
+        until(lambda: total(url, "rapport_inflight", lane="explain") == weight, "never in flight")
         process.terminate()
         assert asked.result().status_code == 200
         process.wait(20)

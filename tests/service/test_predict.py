@@ -1,5 +1,6 @@
 """Predict and explain over HTTP, against real Redis and a really trained release."""
 
+import asyncio
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ import requests
 from redis import Redis
 
 from feature_client.contract import ATOL, RTOL
+from feature_client.golden import Tensors
 from feature_client.release import Release
+from service.backends.embedded import EmbeddedBackend
 from tests.feast_layout import field_of, key_of, store
 from tests.service.conftest import DAY_S, NOW, Start, rows_of
 
@@ -219,8 +222,17 @@ def test_predict_gives_reasons_on_request(url: str, customers: list[str]) -> Non
     assert prediction["explanations"]["churn_90d"]["score"] == prediction["scores"]["churn_90d"]
 
 
+class SlowExplanations(EmbeddedBackend):
+    """Takes its time for reasons, and not for scores."""
+
+    async def infer(self, name: str, tensors: Tensors, timeout_s: float) -> Tensors:
+        if ".explain" in name and len(tensors["numeric"]) > 1:  # not the rows at load
+            await asyncio.sleep(0.5)
+        return await super().infer(name, tensors, timeout_s)
+
+
 def test_reasons_are_shed_before_scores(start: Start, customers: list[str]) -> None:
-    url = start(max_inflight_explain_rows=64)
+    url = start(SlowExplanations(), max_inflight_explain_rows=64)
     plain = predict(url, "c1")["predictions"][0]["scores"]
     # Three requests of 32 in one tick leave one without reasons.
     body = {"entities": [{"customer_id": "c1"}] * 32, "explain": 2}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 
-from feature_client.release import Release, list_versions, read_release
+from feature_client.golden import golden_name
+from feature_client.release import Release, list_versions, read_release, release_directories
 from feature_client.repository import LEFTOVER_AGE_S, prunable, prune, take_inventory
 from feature_client.routes import Canary, Route, change_route, read_routes
 from model_export.pipeline import write_run
@@ -118,6 +121,8 @@ def test_the_list_says_what_each_release_is_for(rapport: Rapport, models: Path) 
     machine = json.loads(rapport("list", "engagement", "--models", models, "--json").out)
     assert [one["roles"] for one in machine["releases"]][:2] == [["shadow"], ["previous", "standby"]]
     assert machine["releases"][4]["problem"] == "not there"
+    sizes = [path.stat().st_size for path in models.glob("engagement.1*/**/*") if path.is_file()]
+    assert machine["releases"][0]["size"] == sum(sizes)  # with every explainer's
     assert machine["routes"]["engagement"]["canary"] == {"version": 4, "percent": 12.5}
     assert [one["name"] for one in machine["leftovers"]] == ["engagement.5"]
     assert json.loads(rapport("list", "other", "--models", models, "--json").out)["releases"] == []
@@ -141,7 +146,8 @@ def test_verify_says_what_it_checked_and_what_is_wrong(rapport: Rapport, models:
         ["golden", "rows", "give"],
     ]
     machine = json.loads(rapport("verify", "engagement", 1, "--models", models, "--json").out)
-    assert (machine["files"], machine["signature"]) == (7, "not signed")
+    files = read_release(models, "engagement", 1).manifest.files
+    assert (machine["files"], machine["signature"]) == (len(files), "not signed")
     assert machine["golden_rows"] > 1
 
     graph = models / "engagement.1" / "1" / "model.onnx"
@@ -170,6 +176,24 @@ def test_verify_proves_the_golden_rows(rapport: Rapport, release: Release, tmp_p
 
     assert said.code == 1
     assert "differ from the golden answers" in said.error
+
+
+@pytest.mark.parametrize("explainer", [None, "fast", "exact"])
+def test_verify_proves_the_golden_rows_of_every_graph(
+    rapport: Rapport, release: Release, tmp_path: Path, explainer: str | None
+) -> None:
+    with np.load(release.golden) as file:
+        arrays = dict(file)
+    arrays[golden_name(explainer, "scores")] += np.float32(0.001)
+    np.savez(tmp_path / "golden.npz", **arrays)
+    artifacts = replace(artifacts_of(release), golden=tmp_path / "golden.npz")
+    wrong = publish(tmp_path / "models", release.contract, artifacts)
+
+    said = rapport("verify", "engagement", wrong.version, "--models", wrong.root)
+
+    assert said.code == 1
+    name = re.escape(wrong.graph_name(explainer))
+    assert re.search(rf"{name}\.verify\d+: scores differ from the golden answers", said.error)
 
 
 def test_verify_on_a_live_triton_leaves_what_answers_there_alone(
@@ -399,6 +423,8 @@ def test_prune_removes_what_nobody_names_and_no_number_comes_again(
     reroute(models, champion=3, previous=2, canary=Canary(1, 5), standby=(5,))
     (models / "engagement.8").mkdir()
     (models / "engagement.8" / "config.pbtxt").write_text("x")
+    (models / "engagement.8.explain_exact" / "1").mkdir(parents=True)
+    (models / "engagement.8.explain_exact" / "1" / "model.onnx").write_bytes(b"x" * 1_000)
     (models / ".staging-x").mkdir()
     (models / ".staging-x" / "model.onnx").write_bytes(b"x")
     keeping = ("prune", "--models", models, "--keep")
@@ -411,14 +437,16 @@ def test_prune_removes_what_nobody_names_and_no_number_comes_again(
 
     age(models / "engagement.8")
     age(models / ".staging-x")
+    assert rapport(*keeping, 9, "--yes").out.startswith("removed .staging-x: ")
+    age(models / "engagement.8.explain_exact")
     assert rapport("prune", "other", "--keep", 0, "--models", models, "--yes").out == "nothing to remove\n"
     assert rapport(*keeping, 0, "--yes").out.startswith(
-        "removed engagement.4, engagement.6, engagement.7, engagement.8, .staging-x: "
+        "removed engagement.4, engagement.6, engagement.7, engagement.8: "
     )
     assert list_versions(models, "engagement") == [1, 2, 3, 5]
     assert not (models / ".staging-x").exists()
     assert not (models / "engagement.4").exists()
-    assert not list(models.glob("*.[4678].explain"))
+    assert not list(models.glob("*.[4678].explain*"))
     assert "leftover" not in rapport("list", "--models", models).out
     assert take_over(release.directory, models).version == "9"
 
@@ -520,9 +548,8 @@ def test_a_killed_prune_leaves_whole_releases_and_the_next_one_goes_on(
             if int(path.name.split(".")[1]) not in there:
                 age(path)
         prune(models, prunable(models, None, keep=0))
-        assert sorted(path.name for path in models.glob("engagement*")) == [
-            "engagement.2", "engagement.2.explain", "engagement.3", "engagement.3.explain", "engagement.4"
-        ]  # fmt: skip
+        left = [release_directories(f"engagement.{version}", release.manifest.explainers) for version in (2, 3)]
+        assert {path.name for path in models.glob("engagement*")} == {*left[0], *left[1], "engagement.4"}
         assert take_over(release.directory, models).version == "5"
 
 

@@ -151,7 +151,7 @@ def some_rows(rng: np.random.Generator, customer: str) -> Rows:
     }
     engagement: dict[str, Value] = {
         "customer_id": customer,
-        "sessions_30d": float(rng.poisson(4)),
+        "sessions_30d": int(rng.poisson(4)),
         "preferred_channel": rng.choice(np.array(CHANNELS, dtype=object)),
     }
     at = NOW - 600.0

@@ -13,10 +13,6 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as triton
 
-EXPLAINED_ROWS = 4
-"""As in the gateway: an explanation graph works on coalitions x background rows for each row, so that more at once are
-no faster, but hold memory by the row."""
-
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -31,7 +27,9 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.inputs = [put["name"] for put in self.config["input"]]
         self.outputs = [put["name"] for put in self.config["output"]]
-        self.slice_rows = EXPLAINED_ROWS if "attributions" in self.outputs else None
+        # Of an explanation graph, as in the gateway: it works on many rows of the network for each of its own, so that
+        # more at once are no faster, but hold memory.
+        self.slice_rows = int(self._parameter("rapport.entities_at_once", "0")) or None
 
     def execute(self, requests):
         """One answer for each request, in order."""

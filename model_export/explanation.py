@@ -1,0 +1,316 @@
+"""Makes a trained network explainable: its background, its estimates, and what those are worth on held-out rows.
+
+This takes minutes, nearly all of it for exact attributions of the rows that estimates are fitted to; so the result is
+kept, under a digest of all that it follows from.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from feature_client.contract import Errors, Explainer, Explanation, Importance
+from feature_client.schema import FeatureSchema
+from model_export.attribution import EXACT_GROUPS, Estimate, EstimatedShapley, ExactShapley, ExplainedNetwork
+from model_export.background import choose_background, draw_probes
+from model_export.estimators import Target, draw_masked_rows, fit, select
+from model_export.game import (
+    AttributionError,
+    Background,
+    Doubles,
+    Floats,
+    Game,
+    Ints,
+    coalitions_for,
+    group_owners,
+    lift,
+    sampled_coalitions,
+)
+from model_export.network import Network
+from model_export.rows import Dataset, Rows
+
+MAX_GROUPS = 12
+"""DESIGN.md 7. With more, a thousand coalitions are no reference to fit anything to."""
+
+SHIFTED_SHARE = 0.1
+"""Of the rows fitted to: their columns are shuffled. It halves the error on customers like nobody."""
+
+SHIFTED_FACTOR = 3.0
+"""How many times the bound of held-out rows the errors on shuffled rows may be."""
+
+FEW = 32
+"""Rows for figures that take every coalition again."""
+
+BATCH = 16
+"""Rows that a graph explains at once here."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work goes into explanations. The bounds are of relative errors on held-out rows; more is refused."""
+
+    background_rows: int = 32
+    population: int = 1_024
+    """Training rows that the background stands for, and that it is chosen among."""
+
+    probes: int = 1_024
+    coalitions: int = 1_024
+    """Of exact attributions, at most: where there are more, they are sampled."""
+
+    rows: int = 4_000
+    """Fitted to: training and validation rows in equal parts, so that one season is not all that estimates know."""
+
+    selecting_rows: int = 2_000
+    candidates: int = 1_024
+    fast_rows: int = 80
+    precise_rows: int = 384
+    held_out: int = 500
+    fast_bound: float = 0.08
+    precise_bound: float = 0.03
+
+
+FULL = Settings()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Raw rows: numeric [rows, N], categorical [rows, K]."""
+
+    numeric: Floats
+    categorical: Ints
+
+    def __len__(self) -> int:
+        return len(self.numeric)
+
+    def __getitem__(self, rows: slice | Ints) -> "Sample":
+        return Sample(self.numeric[rows], self.categorical[rows])
+
+    def joined(self, other: "Sample") -> "Sample":
+        return Sample(
+            np.concatenate([self.numeric, other.numeric]), np.concatenate([self.categorical, other.categorical])
+        )
+
+    def shuffled(self, rng: np.random.Generator) -> "Sample":
+        """Each column on its own: every value is somebody's, and no row is anybody."""
+        return Sample(rng.permuted(self.numeric, axis=0), rng.permuted(self.categorical, axis=0))
+
+    def lifted(self, network: Network) -> Floats:
+        return lift(network, self.numeric, self.categorical)
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What the explanation graphs of a network are made of. estimates: by explainer; `exact` needs none."""
+
+    background: Background
+    estimates: Mapping[str, Estimate]
+
+    def graph(self, network: Network, schema: FeatureSchema, explainer: str) -> ExplainedNetwork:
+        if explainer == "exact":
+            return ExactShapley(network, group_owners(network, schema), self.background).eval()
+        return EstimatedShapley(network, self.estimates[explainer]).eval()
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """For a file; `from_arrays` reads them back."""
+        parts: dict[str, Background | Estimate] = {"background": self.background, **self.estimates}
+        return {
+            f"{part}.{field.name}": getattr(value, field.name)
+            for part, value in parts.items()
+            for field in fields(value)
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Explained":
+        """Raises KeyError where one is missing."""
+
+        def part(name: str, kind: type[Any]) -> Any:
+            return kind(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(kind)})
+
+        names = dict.fromkeys(name.partition(".")[0] for name in arrays if "." in name)
+        estimates = {name: part(name, Estimate) for name in names if name != "background"}
+        return cls(part("background", Background), estimates)
+
+
+def explain(
+    network: Network, dataset: Dataset, sample: Sample, settings: Settings, *, seed: int, cache: Path | None = None
+) -> tuple[Explained, Explanation]:
+    """sample: test rows; the first `held_out` of them measure errors, all of them say what matters on the whole.
+
+    cache: a directory. Raises AttributionError where an error is above its bound.
+    """
+    if len(dataset.schema.groups) > MAX_GROUPS:
+        raise AttributionError(f"{len(dataset.schema.groups)} groups; explanations take at most {MAX_GROUPS}")
+    if cache is None:
+        return _make(network, dataset, sample, settings, np.random.default_rng(seed))
+    kept = cache / f"{_digest(network, dataset, sample, settings, seed)}.npz"
+    found = _read(kept)
+    if found is None:
+        found = _make(network, dataset, sample, settings, np.random.default_rng(seed))
+        _write(found, kept)
+    return found
+
+
+def attributions_of(graph: ExplainedNetwork, sample: Sample) -> Floats:
+    """[rows, 2 T, P]."""
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(sample), BATCH):
+            part = sample[start : start + BATCH]
+            outputs = graph(torch.from_numpy(part.numeric), torch.from_numpy(part.categorical))
+            found.append(torch.cat([outputs[1], outputs[4]], dim=1).numpy())
+    return np.concatenate(found)
+
+
+def relative_errors(found: Floats | Doubles, exact: Doubles) -> Doubles:
+    """Of attributions [rows, 2 T, P]: mean |difference| over mean |exact|, [2 T]."""
+    sizes = np.abs(exact).mean(axis=(0, 2))
+    return np.asarray(np.abs(found - exact).mean(axis=(0, 2)) / np.maximum(sizes, np.finfo(np.float64).tiny))
+
+
+def hold(name: str, error: Errors, bound: float) -> None:
+    """Raises AttributionError where an explainer's error is above its bound."""
+    for what, errors, most in (
+        ("held-out rows", error.scores, bound),
+        ("the margins of held-out rows", error.margins, bound),
+        ("shuffled rows", error.shifted, SHIFTED_FACTOR * bound),
+    ):
+        for task, value in errors.items():
+            if not value <= most:  # also true of NaN
+                raise AttributionError(
+                    f"{name} explanations of {task} are {value:.1%} off on {what}; at most {most:.0%} are released"
+                )
+
+
+def importance(graph: ExplainedNetwork, schema: FeatureSchema, tasks: Sequence[str], sample: Sample) -> Importance:
+    """Mean |contribution| of each group to each score."""
+    means = np.abs(attributions_of(graph, sample)[:, : len(tasks)]).mean(axis=0, dtype=np.float64)
+    groups = {task: dict(zip(schema.groups, row.tolist(), strict=True)) for task, row in zip(tasks, means, strict=True)}
+    return Importance(len(sample), groups, {task: {} for task in tasks})
+
+
+def _make(
+    network: Network, dataset: Dataset, sample: Sample, settings: Settings, rng: np.random.Generator
+) -> tuple[Explained, Explanation]:
+    schema, tasks = dataset.schema, [task.name for task in dataset.tasks]
+    owners = group_owners(network, schema)
+    coalitions = coalitions_for(len(schema.groups), settings.coalitions, rng)
+    customers = _rows_to_fit(dataset, settings.rows, rng).lifted(network)
+    population = _draw(dataset.train, settings.population, rng).lifted(network)
+    probes = draw_probes(customers, coalitions.members, owners, settings.probes, rng)
+    background = choose_background(network, population, probes, settings.background_rows)
+    game = Game(network, owners, background, coalitions)
+
+    target = Target.of(game, customers, "exact values")
+    candidates = draw_masked_rows(game, settings.candidates, rng)
+    rows = select(network, candidates, target.first(settings.selecting_rows), settings.precise_rows)
+    fast = fit(network, rows.first(settings.fast_rows), target)
+    explained = Explained(background, {"fast": fast, "precise": fit(network, rows, target)})
+
+    explainers = _judge(explained, game, schema, tasks, sample[: settings.held_out], rng)
+    for name, bound in (("fast", settings.fast_bound), ("precise", settings.precise_bound)):
+        hold(name, explainers[name].error, bound)
+    explanation = Explanation(
+        background_rows=len(background.rows),
+        base=dict(zip(tasks, target.base.tolist(), strict=False)),
+        margin_base=dict(zip(tasks, target.base[len(tasks) :].tolist(), strict=True)),
+        explainers=explainers,
+        importance=importance(explained.graph(network, schema, "precise"), schema, tasks, sample),
+    )
+    return explained, explanation
+
+
+def _judge(
+    explained: Explained,
+    game: Game,
+    schema: FeatureSchema,
+    tasks: Sequence[str],
+    rows: Sample,
+    rng: np.random.Generator,
+) -> dict[str, Explainer]:
+    """What each graph is worth on rows that took no part in the fit."""
+    shifted, few = rows.shuffled(rng), slice(FEW)
+    exact = game.attributions(rows.lifted(game.network), "held-out rows")
+    exact_shifted = game.attributions(shifted.lifted(game.network), "shuffled rows")
+    complete = len(game.coalitions) == 2 ** len(schema.groups)
+    # What is measured against sampled attributions misses their own error; together they bound the whole.
+    reference = np.zeros(exact.shape[1]) if complete else _sampling_error(game, rows[few].lifted(game.network), rng)
+
+    def judged(name: str, method: str, count: slice) -> Explainer:
+        graph = explained.graph(game.network, schema, name)
+        usual = relative_errors(attributions_of(graph, rows[count]), exact[count]) + reference
+        strange = relative_errors(attributions_of(graph, shifted[count]), exact_shifted[count]) + reference
+        scores, margins = (dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2))
+        in_strange = dict(zip(tasks, strange.tolist(), strict=False))
+        return Explainer(method, graph.rows, Errors(scores, margins, in_strange))
+
+    fitted = "shapley-fitted" if complete else f"shapley-sampled-{len(game.coalitions)}-fitted"
+    explainers = {
+        name: judged(name, f"{fitted}-{len(estimate.taken)}", slice(None))
+        for name, estimate in explained.estimates.items()
+    }
+    if complete and len(schema.groups) <= EXACT_GROUPS:
+        explainers["exact"] = judged("exact", "shapley-exact", few)  # what float32 rounds off
+    return explainers
+
+
+def _sampling_error(game: Game, customers: Floats, rng: np.random.Generator) -> Doubles:
+    """Relative error of attributions over sampled coalitions, from how two independent samples differ: [2 T]."""
+    players, count = game.coalitions.members.shape[1], len(game.coalitions)
+    first, second = (
+        replace(game, coalitions=sampled_coalitions(players, count, rng)).attributions(customers, "sampling error")
+        for _ in range(2)
+    )
+    return np.asarray(relative_errors(first, second) / np.sqrt(2.0))
+
+
+def _rows_to_fit(dataset: Dataset, count: int, rng: np.random.Generator) -> Sample:
+    """In random order: training and validation rows, and a share of such with their columns shuffled."""
+    train, validation = (_draw(rows, count // 2, rng) for rows in (dataset.train, dataset.validation))
+    usual = train.joined(validation)[rng.permutation(len(train) + len(validation))]
+    strange = int(len(usual) * SHIFTED_SHARE)
+    mixed = usual.shuffled(rng)[:strange].joined(usual[strange:])
+    return mixed[rng.permutation(len(mixed))]
+
+
+def _draw(rows: Rows, count: int, rng: np.random.Generator) -> Sample:
+    chosen = rng.permutation(len(rows))[:count]
+    return Sample(rows.numeric[chosen], rows.categorical[chosen])
+
+
+def _digest(network: Network, dataset: Dataset, sample: Sample, settings: Settings, seed: int) -> str:
+    """SHA-256 over all that an explanation follows from, this code included."""
+    digest = hashlib.sha256(repr((settings, seed, dataset.schema, dataset.tasks)).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    for rows in (dataset.train, dataset.validation, sample):
+        for array in (rows.numeric, rows.categorical):
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[Explained, Explanation] | None:
+    """What `_write` left there; nothing where it is not there, or not whole: it is a cache."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return Explained.from_arrays(arrays), msgspec.json.decode(arrays["explanation"].tobytes(), type=Explanation)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError):
+        return None
+
+
+def _write(made: tuple[Explained, Explanation], path: Path) -> None:
+    explained, explanation = made
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = np.frombuffer(msgspec.json.encode(explanation), dtype=np.uint8)
+    np.savez(path, explanation=stated, **explained.arrays())  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+"""GET /v1/models/{model}/importance: what moves the scores, as the release's contract says it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+
+from feature_client.contract import Importance
+from feature_client.release import Release
+from service.auth import add_key
+from service.importance import importance_of
+from tests.service.conftest import Start
+from tests.service.test_errors import SECRET, check
+
+
+def test_every_task_has_its_groups_and_features_the_largest_first(url: str, release: Release) -> None:
+    contract = release.contract
+    schema, explanation = contract.schema, contract.explanation
+    answer = requests.get(f"{url}/v1/models/engagement/importance", timeout=10).json()
+
+    assert (answer["model"], answer["version"]) == ("engagement", release.version)
+    assert answer["rows"] == explanation.importance.rows > 0
+    assert list(answer["tasks"]) == list(contract.task_names)
+    for task in contract.tasks:
+        said = answer["tasks"][task.name]
+        assert (said["label"], said["unit"], said["base"]) == (task.label, task.unit, explanation.base[task.name])
+        groups = {part["name"]: part for part in said["groups"]["parts"]}
+        features = {part["name"]: part for part in said["features"]["parts"]}
+        assert {name: part["label"] for name, part in groups.items()} == schema.groups
+        assert all(part["group"] == name for name, part in groups.items())
+        assert {name: (part["label"], part["group"]) for name, part in features.items()} == {
+            feature.name: (feature.label, feature.group) for feature in schema.features
+        }
+        for parts, means in (
+            (groups, explanation.importance.groups[task.name]),
+            (features, explanation.importance.features[task.name]),
+        ):
+            listed = [part["mean_absolute_contribution"] for part in parts.values()]
+            assert {name: part["mean_absolute_contribution"] for name, part in parts.items()} == means
+            assert listed == sorted(listed, reverse=True)
+            assert listed[0] > 0
+            assert sum(part["share"] for part in parts.values()) == pytest.approx(1.0)
+            assert [part["share"] for part in parts.values()] == pytest.approx([x / sum(listed) for x in listed])
+
+
+def test_it_says_which_explanations_were_averaged_and_how_wrong_they_are(url: str, release: Release) -> None:
+    explainers = release.contract.explanation.explainers
+    answer = requests.get(f"{url}/v1/models/engagement/importance", timeout=10).json()
+
+    for task, said in answer["tasks"].items():
+        for ranking, explainer in (("groups", "precise"), ("features", "features")):
+            assert said[ranking]["explainer"] == explainer
+            assert said[ranking]["method"] == explainers[explainer].method
+            assert said[ranking]["expected_error"] == explainers[explainer].error.scores[task]
+
+
+def test_a_release_that_knows_no_figures_says_null_and_not_zero(release: Release) -> None:
+    nothing = replace(release.contract.explanation, importance=Importance(0, {}, {}))
+    contract = replace(release.contract, explanation=nothing)
+
+    for said in importance_of(contract, "1").tasks.values():
+        assert said.groups is None
+        assert said.features is None
+
+
+def test_where_nothing_contributes_nobody_has_a_share(release: Release) -> None:
+    zeros = dict.fromkeys(release.contract.schema.groups, 0.0)
+    importance = Importance(10, dict.fromkeys(release.contract.task_names, zeros), {})
+    contract = replace(release.contract, explanation=replace(release.contract.explanation, importance=importance))
+
+    for said in importance_of(contract, "1").tasks.values():
+        assert said.groups is not None
+        assert [part.share for part in said.groups.parts] == [None] * len(zeros)
+
+
+def test_a_loaded_version_can_be_asked_for(start: Start, versions: tuple[Release, Release]) -> None:
+    first, second = versions
+    url = start(models=second.root)
+
+    answers = [
+        requests.get(f"{url}/v1/models/engagement/importance", params=params, timeout=10).json()
+        for params in ({}, {"version": first.version}, {"version": second.version})
+    ]
+
+    assert [answer["version"] for answer in answers] == [second.version, first.version, second.version]
+    assert answers[0] == answers[2]
+    assert answers[0]["tasks"] != answers[1]["tasks"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{SECRET}/importance",
+        "engagement/importance?version=99",
+        f"engagement/importance?version={SECRET}",
+        "engagement/importance?version=",
+    ],
+)
+def test_unknown_models_and_versions_are_404(url: str, path: str) -> None:
+    check(requests.get(f"{url}/v1/models/{path}", timeout=10), 404, "unknown_model")
+
+
+def test_it_takes_a_key_for_predict(start: Start, keys_file: Path) -> None:
+    tokens = {scope: add_key(keys_file, scope, (scope,)) for scope in ("predict", "explain", "admin")}
+    url = start(keys_file=keys_file)
+
+    def ask(token: str | None) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return requests.get(f"{url}/v1/models/engagement/importance", headers=headers, timeout=10)
+
+    assert ask(tokens["predict"]).status_code == 200
+    check(ask(tokens["explain"]), 403, "forbidden")
+    check(ask(tokens["admin"]), 403, "forbidden")
+    check(ask(None), 401, "unauthenticated")
+
+
+def test_its_answer_and_its_parameters_are_documented(url: str) -> None:
+    document = requests.get(f"{url}/openapi.json", timeout=10).json()
+
+    operation = document["paths"]["/v1/models/{model}/importance"]["get"]
+    assert {(one["name"], one["in"], one.get("required", False)) for one in operation["parameters"]} == {
+        ("model", "path", True),
+        ("version", "query", False),
+    }
+    answered = operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+    assert set(document["components"]["schemas"][answered.rpartition("/")[2]]["properties"]) == {
+        "model", "version", "rows", "tasks"
+    }  # fmt: skip
+    assert {"401", "403", "404"} <= set(operation["responses"])
+    assert operation["security"] == [{"key": []}]
