@@ -478,7 +478,7 @@ PATIENCE = {
 @contextmanager
 def stopped(redis: "Redis") -> Iterator[None]:
     """Its server answers at the end of the block what it was asked in it: meanwhile, requests are in flight."""
-    pid = redis.info("server")["process_id"]
+    pid = int(redis.info("server")["process_id"])  # type: ignore[index]
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
