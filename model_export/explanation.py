@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feature_client.contract import Errors, Explainer, Explanation, Importance
+from feature_client.contract import Errors, Explainer, Explanation, Importance, Task, eligible_rows
 from feature_client.schema import FeatureSchema
 from model_export.attribution import EXACT_GROUPS, Estimate, EstimatedShapley, ExactShapley, ExplainedNetwork
 from model_export.background import choose_background, draw_probes
@@ -107,9 +107,13 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What the explanation graphs of a network are made of. estimates: by explainer; `exact` needs none."""
+    """What the explanation graphs of a network are made of. estimates: by explainer; `exact` needs none.
+
+    typical: the rows of the background, raw, for whoever explains the score graph itself.
+    """
 
     background: Background
+    typical: Sample
     estimates: Mapping[str, Estimate]
 
     def graph(self, network: Network, schema: FeatureSchema, explainer: str) -> ExplainedNetwork:
@@ -119,7 +123,8 @@ class Explained:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """For a file; `from_arrays` reads them back."""
-        parts: dict[str, Background | Estimate] = {"background": self.background, **self.estimates}
+        made: dict[str, Background | Sample] = {"background": self.background, "typical": self.typical}
+        parts: dict[str, Background | Sample | Estimate] = {**made, **self.estimates}
         return {
             f"{part}.{field.name}": getattr(value, field.name)
             for part, value in parts.items()
@@ -134,8 +139,8 @@ class Explained:
             return kind(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(kind)})
 
         names = dict.fromkeys(name.partition(".")[0] for name in arrays if "." in name)
-        estimates = {name: part(name, Estimate) for name in names if name != "background"}
-        return cls(part("background", Background), estimates)
+        estimates = {name: part(name, Estimate) for name in names if name not in ("background", "typical")}
+        return cls(part("background", Background), part("typical", Sample), estimates)
 
 
 def explain(
@@ -188,11 +193,16 @@ def hold(name: str, error: Errors, bound: float) -> None:
                 )
 
 
-def importance(graph: ExplainedNetwork, schema: FeatureSchema, tasks: Sequence[str], sample: Sample) -> Importance:
-    """Mean |contribution| of each group to each score."""
-    means = np.abs(attributions_of(graph, sample)[:, : len(tasks)]).mean(axis=0, dtype=np.float64)
-    groups = {task: dict(zip(schema.groups, row.tolist(), strict=True)) for task, row in zip(tasks, means, strict=True)}
-    return Importance(len(sample), groups, {task: {} for task in tasks})
+def importance(graph: ExplainedNetwork, schema: FeatureSchema, tasks: Sequence[Task], sample: Sample) -> Importance:
+    """Mean |contribution| of each group to each score, over those of the sample for whom the score is defined."""
+    sizes = np.abs(attributions_of(graph, sample)[:, : len(tasks)])
+    eligible = eligible_rows(schema, tasks, sample.numeric)
+    groups: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
+    for position, task in enumerate(tasks):
+        if eligible[:, position].any():
+            means = sizes[eligible[:, position], position].mean(axis=0, dtype=np.float64)
+            groups[task.name] = dict(zip(schema.groups, means.tolist(), strict=True))
+    return Importance(len(sample), groups, {task.name: {} for task in tasks})
 
 
 def _make(
@@ -202,7 +212,8 @@ def _make(
     owners = group_owners(network, schema)
     coalitions = coalitions_for(len(schema.groups), settings.coalitions, rng)
     customers = _rows_to_fit(dataset, settings.rows, rng).lifted(network)
-    population = _draw(dataset.train, settings.population, rng).lifted(network)
+    drawn = _draw(dataset.train, settings.population, rng)
+    population = drawn.lifted(network)
     probes = draw_probes(customers, coalitions.members, owners, settings.probes, rng)
     background = choose_background(network, population, probes, settings.background_rows)
     game = Game(network, owners, background, coalitions)
@@ -211,7 +222,8 @@ def _make(
     candidates = draw_masked_rows(game, settings.candidates, rng)
     rows = select(network, candidates, target.first(settings.selecting_rows), settings.precise_rows)
     fast = fit(network, rows.first(settings.fast_rows), target)
-    explained = Explained(background, {"fast": fast, "precise": fit(network, rows, target)})
+    typical = drawn[np.array([(population == row).all(axis=1).argmax() for row in background.rows])]
+    explained = Explained(background, typical, {"fast": fast, "precise": fit(network, rows, target)})
 
     explainers = _judge(explained, game, schema, tasks, sample[: settings.held_out], rng)
     for name, bound in (("fast", settings.fast_bound), ("precise", settings.precise_bound)):
@@ -221,7 +233,7 @@ def _make(
         base=dict(zip(tasks, target.base.tolist(), strict=False)),
         margin_base=dict(zip(tasks, target.base[len(tasks) :].tolist(), strict=True)),
         explainers=explainers,
-        importance=importance(explained.graph(network, schema, "precise"), schema, tasks, sample),
+        importance=importance(explained.graph(network, schema, Importance.GROUPS_BY), schema, dataset.tasks, sample),
     )
     return explained, explanation
 
