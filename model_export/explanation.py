@@ -107,9 +107,13 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What the explanation graphs of a network are made of. estimates: by explainer; `exact` needs none."""
+    """What the explanation graphs of a network are made of. estimates: by explainer; `exact` needs none.
+
+    typical: the rows of the background, raw, for whoever explains the score graph itself.
+    """
 
     background: Background
+    typical: Sample
     estimates: Mapping[str, Estimate]
 
     def graph(self, network: Network, schema: FeatureSchema, explainer: str) -> ExplainedNetwork:
@@ -119,7 +123,8 @@ class Explained:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """For a file; `from_arrays` reads them back."""
-        parts: dict[str, Background | Estimate] = {"background": self.background, **self.estimates}
+        made: dict[str, Background | Sample] = {"background": self.background, "typical": self.typical}
+        parts: dict[str, Background | Sample | Estimate] = {**made, **self.estimates}
         return {
             f"{part}.{field.name}": getattr(value, field.name)
             for part, value in parts.items()
@@ -134,8 +139,8 @@ class Explained:
             return kind(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(kind)})
 
         names = dict.fromkeys(name.partition(".")[0] for name in arrays if "." in name)
-        estimates = {name: part(name, Estimate) for name in names if name != "background"}
-        return cls(part("background", Background), estimates)
+        estimates = {name: part(name, Estimate) for name in names if name not in ("background", "typical")}
+        return cls(part("background", Background), part("typical", Sample), estimates)
 
 
 def explain(
@@ -207,7 +212,8 @@ def _make(
     owners = group_owners(network, schema)
     coalitions = coalitions_for(len(schema.groups), settings.coalitions, rng)
     customers = _rows_to_fit(dataset, settings.rows, rng).lifted(network)
-    population = _draw(dataset.train, settings.population, rng).lifted(network)
+    drawn = _draw(dataset.train, settings.population, rng)
+    population = drawn.lifted(network)
     probes = draw_probes(customers, coalitions.members, owners, settings.probes, rng)
     background = choose_background(network, population, probes, settings.background_rows)
     game = Game(network, owners, background, coalitions)
@@ -216,7 +222,8 @@ def _make(
     candidates = draw_masked_rows(game, settings.candidates, rng)
     rows = select(network, candidates, target.first(settings.selecting_rows), settings.precise_rows)
     fast = fit(network, rows.first(settings.fast_rows), target)
-    explained = Explained(background, {"fast": fast, "precise": fit(network, rows, target)})
+    typical = drawn[np.array([(population == row).all(axis=1).argmax() for row in background.rows])]
+    explained = Explained(background, typical, {"fast": fast, "precise": fit(network, rows, target)})
 
     explainers = _judge(explained, game, schema, tasks, sample[: settings.held_out], rng)
     for name, bound in (("fast", settings.fast_bound), ("precise", settings.precise_bound)):

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from feature_client.schema import Override
+from feature_client.texts import ENGLISH
 
 MAX_ENTITIES = 1_000
 MAX_EXPLAINED = 32
@@ -61,7 +62,10 @@ class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
             "logarithms of amounts."
         ),
     ] = "score"
-    language: Annotated[str, Meta(description="Of labels and sentences, as in `de`: one that the release has.")] = "en"
+    language: Annotated[
+        str,
+        Meta(description="Of labels and sentences: English, or another in which the model's features have texts."),
+    ] = ENGLISH
     tolerance: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(

@@ -60,7 +60,11 @@ ROWS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
     "triton_shm": triton_shm,
     "triton_explain_flood": triton_explain_flood,
 }
-PATIENT = {"RAPPORT_DEADLINE_MS": "30000", "RAPPORT_REDIS_TIMEOUT_MS": "30000"}
+PATIENT = {
+    "RAPPORT_DEADLINE_MS": "30000",
+    "RAPPORT_EXPLAIN_DEADLINE_MS": "30000",
+    "RAPPORT_REDIS_TIMEOUT_MS": "30000",
+}
 """Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""
 ALL_ROWS = {**ROWS, **PEER_ROWS}
 ON_TRITON = [name for name in ROWS if is_triton(name)]

@@ -94,7 +94,12 @@ def explain_peers(plan: Plan) -> Iterator[Row]:
             "times",
             mark=MARK,
             at_least=True,
-            details={"shap_ms": [ms for ms, _ in pairs], "fast_ms": [ms for _, ms in pairs]},
+            details={
+                "shap_ms": [ms for ms, _ in pairs],
+                "fast_ms": [ms for _, ms in pairs],
+                "error": error,
+                "fast_error": ours,
+            },
             absolute=absolute([ms for ms, _ in pairs], [ms for _, ms in pairs], "ms")
             + f"; worst error {error:.3f} against {ours:.3f}",
         )
@@ -125,7 +130,9 @@ def shap_ms(peer: Peer, game: Game, rows: Tensors, setting: int) -> float:
 def peers(game: Game, groups: int) -> list[Peer]:
     """Raises PreparationError without SHAP."""
     try:
-        import shap  # noqa: PLC0415  (takes seconds, and is of the extra `dev`)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries that SHAP draws with
+            import shap  # noqa: PLC0415  (takes seconds, and is of the extra `dev`)
     except ImportError as exc:
         raise PreparationError(f"SHAP is not installed: {exc}") from exc
     # The players themselves are what SHAP masks: 1 for the customer's group, 0 for the background's.

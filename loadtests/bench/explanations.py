@@ -13,6 +13,7 @@ from loadtests.answers import WrongAnswer, check_answer
 from loadtests.bench.explainers import (
     EXACT,
     FAST,
+    INPUTS,
     Explainer,
     Floats,
     Released,
@@ -52,11 +53,8 @@ def held_out(home: Home) -> Tensors:
 
 def background(home: Home) -> tuple[Tensors, Floats]:
     """The rows that explanations compare with, and their weights, which sum to 1: those inside the graphs."""
-    path = home.workspace / "run/background.npz"
-    rows = read_rows(path)
-    with np.load(path, allow_pickle=False) as file:
-        weights = file["weights"] if "weights" in file else np.ones(len(rows["numeric"]))
-    return rows, np.asarray(weights / weights.sum(dtype=np.float64))
+    with np.load(home.workspace / "run/explained.npz", allow_pickle=False) as file:
+        return {name: file[f"typical.{name}"] for name in INPUTS}, file["background.weights"]
 
 
 def explain(plan: Plan) -> Iterator[Row]:
