@@ -105,7 +105,8 @@ class Explainer:
 class Importance:
     """Mean |contribution| over a sample of customers, in the score's own unit. task -> group, or feature -> mean.
 
-    groups: by the explainer GROUPS_BY, features: by FEATURES_BY; empty where the release has no figures.
+    rows: of the sample; a mean is over those for whom the task is defined. groups: by the explainer GROUPS_BY,
+    features: by FEATURES_BY; empty where the release has no figures.
     """
 
     GROUPS_BY: ClassVar = "precise"

@@ -78,6 +78,13 @@ class Manifest:
     format: int = MANIFEST_FORMAT
 
 
+@dataclass(frozen=True)
+class AnyManifest:
+    """What a manifest of any format says."""
+
+    format: int = MANIFEST_FORMAT
+
+
 @dataclass(frozen=True, eq=False)
 class ReleaseGraph:
     """One of a release's graphs, with all that a backend needs to load and to prove it.
@@ -211,11 +218,12 @@ def list_versions(root: Path, model: str) -> list[int]:
 def read_manifest(content: bytes, name: str) -> Manifest:
     """content: of manifest.json. Raises ReleaseError where it is not one of the release `name`."""
     try:
+        found = msgspec.json.decode(content, type=AnyManifest).format
+        if found != MANIFEST_FORMAT:
+            raise ReleaseError(f"manifest format {found}, this version reads {MANIFEST_FORMAT}")
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ReleaseError(f"{MANIFEST} cannot be read: {exc}") from exc
-    if manifest.format != MANIFEST_FORMAT:
-        raise ReleaseError(f"manifest format {manifest.format}, this version reads {MANIFEST_FORMAT}")
     if f"{manifest.model}.{manifest.version}" != name:
         raise ReleaseError(f"its manifest is of {manifest.model}.{manifest.version}")
     if len(set(manifest.explainers)) < len(manifest.explainers) or not set(manifest.explainers) <= set(EXPLAINERS):

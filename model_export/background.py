@@ -63,13 +63,15 @@ def _covariance(network: Network, population: Floats, probes: Probes) -> Doubles
     every = np.stack(values)  # [Q, M, 2 T]
     means = every.mean(axis=1, keepdims=True)
     every = (every - means) / np.maximum(means.std(axis=0), np.finfo(np.float32).tiny)
-    flat = every.transpose(0, 2, 1).reshape(-1, len(population))
-    return np.asarray((flat.T @ flat).astype(np.float64) / len(flat))
+    flat = every.transpose(0, 2, 1).reshape(-1, len(population)).astype(np.float64)
+    return np.asarray(flat.T @ flat / len(flat))
 
 
 def _least_variance(spread: Doubles) -> Doubles:
     """The w >= 0 with sum 1 and the least w' spread w."""
     size = len(spread)
-    root = np.linalg.cholesky(spread + 1e-9 * np.trace(spread) / size * np.eye(size)).T
+    # Rows may be equal, and outcomes constant: never singular.
+    ridge = 1e-7 * max(float(np.trace(spread)) / size, 1e-9)
+    root = np.linalg.cholesky(spread + ridge * np.eye(size)).T
     weights, _ = nnls(np.vstack([root, np.full((1, size), CONSTRAINT)]), np.append(np.zeros(size), CONSTRAINT))
     return np.asarray(weights / weights.sum())

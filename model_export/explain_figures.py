@@ -343,7 +343,7 @@ def _words(axes: Axes, panel: Words, scale: Scale) -> None:
     axes.axvline(0.0, color=INK, linewidth=0.8)
     axes.set_xlabel(scale.axis)
     known = {word: panel.reference.get(word) for word in shown}
-    names = [word if known[word] is None else f"{_wrapped(word, 22)} ({known[word]:.0%})" for word in shown]
+    names = [_wrapped(word, 22) + ("" if known[word] is None else f" ({known[word]:.0%})") for word in shown]
     axes.set_yticks(range(len(shown)), names)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)

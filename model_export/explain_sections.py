@@ -184,7 +184,7 @@ class SectionWriter:
         contributions = self.groups.contributions[row, position]
         order = np.argsort(-np.abs(contributions), kind="stable").tolist()
         steps = [
-            draw.Step(self._label(self.groups, part), self._note(part, position, row), contributions[part])
+            draw.Step(self._label(self.groups, part), self.note(part, position, row), contributions[part])
             for part in order
         ]
         base, score = float(self.groups.base[position]), float(self.groups.scores[row, position])
@@ -198,7 +198,7 @@ class SectionWriter:
             draw.png(draw.waterfall(base, score, steps, scale)),
         )
 
-    def _note(self, group: int, position: int, row: int) -> str:
+    def note(self, group: int, position: int, row: int) -> str:
         """What weighs most within the group for this customer, with its value; nothing where no graph says that."""
         if self.features is None:
             return ""

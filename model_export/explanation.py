@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feature_client.contract import Errors, Explainer, Explanation, Importance
+from feature_client.contract import Errors, Explainer, Explanation, Importance, Task, eligible_rows
 from feature_client.schema import FeatureSchema
 from model_export.attribution import EXACT_GROUPS, Estimate, EstimatedShapley, ExactShapley, ExplainedNetwork
 from model_export.background import choose_background, draw_probes
@@ -193,11 +193,16 @@ def hold(name: str, error: Errors, bound: float) -> None:
                 )
 
 
-def importance(graph: ExplainedNetwork, schema: FeatureSchema, tasks: Sequence[str], sample: Sample) -> Importance:
-    """Mean |contribution| of each group to each score."""
-    means = np.abs(attributions_of(graph, sample)[:, : len(tasks)]).mean(axis=0, dtype=np.float64)
-    groups = {task: dict(zip(schema.groups, row.tolist(), strict=True)) for task, row in zip(tasks, means, strict=True)}
-    return Importance(len(sample), groups, {task: {} for task in tasks})
+def importance(graph: ExplainedNetwork, schema: FeatureSchema, tasks: Sequence[Task], sample: Sample) -> Importance:
+    """Mean |contribution| of each group to each score, over those of the sample for whom the score is defined."""
+    sizes = np.abs(attributions_of(graph, sample)[:, : len(tasks)])
+    eligible = eligible_rows(schema, tasks, sample.numeric)
+    groups: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
+    for position, task in enumerate(tasks):
+        if eligible[:, position].any():
+            means = sizes[eligible[:, position], position].mean(axis=0, dtype=np.float64)
+            groups[task.name] = dict(zip(schema.groups, means.tolist(), strict=True))
+    return Importance(len(sample), groups, {task.name: {} for task in tasks})
 
 
 def _make(
@@ -228,7 +233,7 @@ def _make(
         base=dict(zip(tasks, target.base.tolist(), strict=False)),
         margin_base=dict(zip(tasks, target.base[len(tasks) :].tolist(), strict=True)),
         explainers=explainers,
-        importance=importance(explained.graph(network, schema, "precise"), schema, tasks, sample),
+        importance=importance(explained.graph(network, schema, Importance.GROUPS_BY), schema, dataset.tasks, sample),
     )
     return explained, explanation
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from feature_client.schema import Override
+from feature_client.texts import ENGLISH
 
 MAX_ENTITIES = 1_000
 MAX_EXPLAINED = 32
@@ -61,7 +62,10 @@ class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
             "logarithms of amounts."
         ),
     ] = "score"
-    language: Annotated[str, Meta(description="Of labels and sentences, as in `de`: one that the release has.")] = "en"
+    language: Annotated[
+        str,
+        Meta(description="Of labels and sentences: English, or another in which the model's features have texts."),
+    ] = ENGLISH
     tolerance: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(
@@ -226,7 +230,7 @@ class TaskImportance(msgspec.Struct):
 
 
 class ImportanceResponse(msgspec.Struct):
-    """rows: how many customers were averaged over."""
+    """rows: how many customers were averaged over, less those for whom a task is not defined."""
 
     model: str
     version: str

@@ -23,7 +23,7 @@ def swept_of(question: Question, scores: FloatArray, current: Current) -> Swept:
     by_name = question.contract.schema.by_name
     return Swept(
         features=list(question.swept),
-        values=[list(values) for values in question.swept.values()],
+        values=[[_counted(by_name[name], value) for value in values] for name, values in question.swept.items()],
         current=[_counted(by_name[name], current[name]) for name in question.swept],
         scores={
             task: given[:, position].reshape(sizes).tolist()

@@ -1,6 +1,7 @@
 """What a directory must hold to be a release, and that nothing else ever is one."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -155,6 +156,14 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(release: Release) -> None:
 def test_a_manifest_of_something_else_is_refused(release: Release, changed: dict[str, Any], reason: str) -> None:
     seal(release, **changed)
     with pytest.raises(ReleaseError, match=reason):
+        read_again(release)
+
+
+def test_a_manifest_from_before_releases_had_explainers_is_refused_by_its_format(release: Release) -> None:
+    manifest = json.loads(manifest_file(release).read_bytes())
+    del manifest["explainers"]
+    manifest_file(release).write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(ReleaseError, match="manifest format 1, this version reads 2"):
         read_again(release)
 
 

@@ -8,16 +8,16 @@ import torch
 from feature_client.contract import CONTRACT_KEY, discrepancy
 from feature_client.release import Release, graph_file
 from feature_client.schema import UNSEEN
-from model_export.attribution import ExplainedNetwork
 from model_export.export import SCORE_OUTPUTS, export
 from model_export.network import Network
 from model_export.pipeline import Run
 from model_export.verify import Graphs, ParityError, Session, verify
 
 
-@pytest.fixture(params=["score", "explain"])
+@pytest.fixture(params=["score", "fast", "precise", "exact"])
 def onnx_file(request: pytest.FixtureRequest, pristine: Release) -> Path:
-    return graph_file(pristine.directory if request.param == "score" else (pristine.root / pristine.graph_name("fast")))
+    explainer = None if request.param == "score" else request.param
+    return graph_file(pristine.root / pristine.graph_name(explainer))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 32, 64, 256])
@@ -79,8 +79,8 @@ def test_a_wrong_weight_is_found(graphs: Graphs, run: Run) -> None:
 def test_a_graph_that_answers_nan_is_found_even_if_torch_does_too(run: Run, tmp_path: Path) -> None:
     network = Network(run.contract.schema, run.contract.tasks)
     network.load_state_dict({**run.weights, "log_ceiling": torch.full((len(run.contract.tasks),), torch.nan)})
-    explained = ExplainedNetwork(network.eval(), run.contract.schema, *run.background).eval()
+    explained = {"fast": run.explained.graph(network.eval(), run.contract.schema, "fast")}
     path = tmp_path / "model.onnx"
     export(network, run.contract, path)
     with pytest.raises(ParityError, match="nan"):
-        verify(Graphs(network, explained, path, path), *run.rows)
+        verify(Graphs(network, path, explained, {"fast": path}), *run.rows)

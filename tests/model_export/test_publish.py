@@ -206,6 +206,14 @@ def test_a_publisher_killed_at_any_step_leaves_a_whole_release_or_none_and_its_n
         assert {path.name for path in root.iterdir() if path.is_dir()} == {*chain.from_iterable(releases)}
 
 
+def test_a_number_is_taken_by_whatever_is_left_of_it(release: Release) -> None:
+    """Of any explainer; what no publisher makes takes none."""
+    for name in ("engagement.4.explain_precise", "engagement.9.explain_guess", "engagement.9.explain.x", "other.9"):
+        (release.root / name).mkdir()
+
+    assert publish_again(release).version == "5"
+
+
 def test_a_failed_publisher_cleans_up_behind_itself(release: Release) -> None:
     artifacts, absent = artifacts_of(release), release.root / "absent.onnx"
     before = sorted(release.root.rglob("*"))
@@ -326,13 +334,16 @@ def test_a_run_survives_the_disk(run: Run, tmp_path: Path) -> None:
     assert again.weights.keys() == run.weights.keys()
     assert all(bool((again.weights[name] == run.weights[name]).all()) for name in run.weights)
     np.testing.assert_array_equal(again.rows[0], run.rows[0])
-    np.testing.assert_array_equal(again.background[1], run.background[1])
+    kept, made = again.explained.arrays(), run.explained.arrays()
+    assert list(kept) == list(made)
+    for name, array in made.items():
+        np.testing.assert_array_equal(kept[name], array)
 
 
 def test_a_run_that_is_missing_or_damaged_says_what_to_do(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="rapport train"):
         read_run(tmp_path)
-    for name in ("weights.pt", "rows.npz"):
+    for name in ("weights.pt", "rows.npz", "explained.npz"):
         write_run(run, tmp_path / "run")
         (tmp_path / "run" / name).write_bytes(b"not what it was")
         with pytest.raises(RunError, match="train again"):

@@ -1,12 +1,15 @@
 """GET /v1/models/{model}/importance: what moves the scores, as the release's contract says it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import requests
 
-from feature_client.contract import Importance
+from feature_client.contract import Explainer, Importance
 from feature_client.release import Release
 from service.auth import add_key
 from service.importance import importance_of
@@ -25,23 +28,40 @@ def test_every_task_has_its_groups_and_features_the_largest_first(url: str, rele
     for task in contract.tasks:
         said = answer["tasks"][task.name]
         assert (said["label"], said["unit"], said["base"]) == (task.label, task.unit, explanation.base[task.name])
-        groups = {part["name"]: part for part in said["groups"]["parts"]}
-        features = {part["name"]: part for part in said["features"]["parts"]}
-        assert {name: part["label"] for name, part in groups.items()} == schema.groups
-        assert all(part["group"] == name for name, part in groups.items())
-        assert {name: (part["label"], part["group"]) for name, part in features.items()} == {
+        parts = said["groups"]["parts"]
+        assert {part["name"]: part["label"] for part in parts} == schema.groups
+        assert all(part["group"] == part["name"] for part in parts)
+        check_ranking(parts, explanation.importance.groups[task.name])
+        assert (said["features"] is None) == (not explanation.importance.features[task.name])
+
+
+def check_ranking(parts: Sequence[dict[str, Any]], means: Mapping[str, float]) -> None:
+    listed = [part["mean_absolute_contribution"] for part in parts]
+
+    assert {part["name"]: part["mean_absolute_contribution"] for part in parts} == means
+    assert listed == sorted(listed, reverse=True)
+    assert listed[0] > 0
+    assert sum(part["share"] for part in parts) == pytest.approx(1.0)
+    assert [part["share"] for part in parts] == pytest.approx([mean / sum(listed) for mean in listed])
+
+
+def test_features_are_ranked_as_groups_are(release: Release) -> None:
+    """Of a release that has a graph of single features."""
+    schema, explanation = release.contract.schema, release.contract.explanation
+    means = {name: float(position) for position, name in enumerate(schema.by_name)}
+    error = explanation.explainers["fast"].error
+    explainers = {**explanation.explainers, "features": Explainer("shapley-by-feature", 100, error, by_feature=True)}
+    figures = replace(explanation.importance, features=dict.fromkeys(release.contract.task_names, means))
+    contract = replace(release.contract, explanation=replace(explanation, explainers=explainers, importance=figures))
+
+    for task, said in importance_of(contract, "1").tasks.items():
+        assert said.features is not None
+        assert (said.features.explainer, said.features.method) == ("features", "shapley-by-feature")
+        assert said.features.expected_error == error.scores[task]
+        assert {part.name: (part.label, part.group) for part in said.features.parts} == {
             feature.name: (feature.label, feature.group) for feature in schema.features
         }
-        for parts, means in (
-            (groups, explanation.importance.groups[task.name]),
-            (features, explanation.importance.features[task.name]),
-        ):
-            listed = [part["mean_absolute_contribution"] for part in parts.values()]
-            assert {name: part["mean_absolute_contribution"] for name, part in parts.items()} == means
-            assert listed == sorted(listed, reverse=True)
-            assert listed[0] > 0
-            assert sum(part["share"] for part in parts.values()) == pytest.approx(1.0)
-            assert [part["share"] for part in parts.values()] == pytest.approx([x / sum(listed) for x in listed])
+        check_ranking([msgspec.to_builtins(part) for part in said.features.parts], means)
 
 
 def test_it_says_which_explanations_were_averaged_and_how_wrong_they_are(url: str, release: Release) -> None:
@@ -49,10 +69,9 @@ def test_it_says_which_explanations_were_averaged_and_how_wrong_they_are(url: st
     answer = requests.get(f"{url}/v1/models/engagement/importance", timeout=10).json()
 
     for task, said in answer["tasks"].items():
-        for ranking, explainer in (("groups", "precise"), ("features", "features")):
-            assert said[ranking]["explainer"] == explainer
-            assert said[ranking]["method"] == explainers[explainer].method
-            assert said[ranking]["expected_error"] == explainers[explainer].error.scores[task]
+        assert said["groups"]["explainer"] == "precise"
+        assert said["groups"]["method"] == explainers["precise"].method
+        assert said["groups"]["expected_error"] == explainers["precise"].error.scores[task]
 
 
 def test_a_release_that_knows_no_figures_says_null_and_not_zero(release: Release) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ from service.errors import InvalidRequest
 from service.protocol import Reason, TaskExplanation
 from service.reasons import Asked, ReasonWriter
 from service.wording import LONGEST_WORD, Space
+from tests.service.test_predict import explain as explain_over_http
 
 AS_OF = 1_780_272_000.0  # 2026-06-01
 TASKS = ("purchase_30d", "churn_90d", "spend_90d")
@@ -503,3 +505,31 @@ def test_words_are_those_of_the_contract_that_was_published(shipped: ReasonWrite
         assert explain(again, values, {"orders_90d": 0.2}, asked=asked) == explain(
             shipped, values, {"orders_90d": 0.2}, asked=asked
         )
+
+
+def test_a_request_chooses_the_language(url: str, customers: list[str]) -> None:
+    def churn(**more: object) -> dict[str, Any]:
+        answer = explain_over_http(url, "c1", tasks=["churn_90d"], **more)
+        return answer["predictions"][0]["explanations"]["churn_90d"]  # type: ignore[no-any-return]
+
+    english, german = churn(), churn(language="de")
+
+    assert (english["language"], german["language"]) == ("en", "de")
+    [said], [translated] = (
+        [reason["sentence"] for reason in one["reasons"] if reason["group"] == "recency"] for one in (english, german)
+    )
+    assert said.startswith(("no purchase for 3 days: raises churn by ", "no purchase for 3 days: lowers churn by "))
+    assert translated.startswith(("kein Kauf seit 3 Tagen: erhöht die Abw", "kein Kauf seit 3 Tagen: senkt die Abw"))
+    numbers = [[reason["contribution"] for reason in one["reasons"]] for one in (english, german)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("language", ["fr", "EN", "", "de-AT"])
+def test_a_request_in_a_language_that_nobody_wrote_is_told_which_there_are(
+    url: str, customers: list[str], language: str
+) -> None:
+    body = {"entities": [{"customer_id": "c1"}], "language": language}
+    response = requests.post(f"{url}/v1/explain", json=body, timeout=10)
+
+    assert response.status_code == 422
+    assert response.json()["detail"] == "language: this release speaks en, de"

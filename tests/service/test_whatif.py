@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 from redis import Redis
 
 from feature_client.contract import ATOL, RTOL, Distribution
@@ -24,12 +26,12 @@ from feature_client.golden import Tensors
 from feature_client.online.plan import EntityKey, ReadPlan
 from feature_client.online.redis_reader import RedisReader
 from feature_client.release import Release
-from feature_client.schema import FeatureBatch
+from feature_client.schema import FeatureBatch, Override
 from service.auth import add_key
 from service.backends.embedded import EmbeddedBackend
 from service.backends.fake import FakeBackend
 from service.backends.triton import TritonBackend
-from service.whatif_search import reference_values, steps_between
+from service.whatif_search import Search, Target, reference_values, steps_between, trials_of
 from tests.feast_layout import store
 from tests.model_export.tiny_release import ACTIONABLE, COUNTRIES
 from tests.service.conftest import Start, rows_of
@@ -288,6 +290,47 @@ def test_between_two_values_round_ones_are_tried(
     assert tried[: len(first)].tolist() == first
     assert len(tried) <= 20
     assert ((tried > min(near, far)) & (tried < max(near, far))).all()
+
+
+@given(
+    start=st.floats(-50, 150, width=32),
+    values=st.lists(st.floats(0, 100, width=32), min_size=1, max_size=21, unique=True),
+    at=st.floats(-0.9, 0.9),
+    rising=st.booleans(),
+    waves=st.floats(0.01, 0.2),
+)
+def test_whatever_the_model_the_value_found_crosses_first_of_all_that_were_tried(
+    release: Release, *, start: float, values: list[float], at: float, rising: bool, waves: float
+) -> None:
+    """A score that goes up and down, and is not defined everywhere."""
+    feature, target = release.contract.schema.by_name["spend_90d"], Target(at, rising)
+
+    def score(value: Override) -> float:
+        value = number(value)
+        return math.nan if 40 < value < 45 else math.sin(waves * (value - start) + (-2 if rising else 2))
+
+    tried: dict[float, float] = {}
+    search = Search(trials_of(feature, start, [*values]), target)
+    while asked := search.asks():
+        scores = np.array([score(row["spend_90d"]) for row in asked])
+        tried |= zip([number(row["spend_90d"]) for row in asked], scores.tolist(), strict=True)
+        search.learns(scores)
+
+    crossing = {value for value, given in tried.items() if target.crosses(np.array([given]))[0]}
+    for side in (1, -1):
+        nearest = min([side * (value - start) for value in crossing if side * (value - start) > 0], default=None)
+        found = [one for one in search.crossings if side * (number(one.value) - start) > 0]
+        assert [side * (number(one.value) - start) for one in found] == ([] if nearest is None else [nearest])
+        for one in found:
+            value, before = number(one.value), number(one.before)
+            assert one.score == score(value)
+            assert before == start or before in tried.keys() - crossing
+            assert not [other for other in tried if min(value, before) < other < max(value, before)]
+
+
+def number(value: Override) -> float:
+    assert isinstance(value, int | float)
+    return value
 
 
 def test_held_features_are_not_proposed(url: str) -> None:

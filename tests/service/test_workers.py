@@ -115,15 +115,23 @@ def test_a_worker_that_dies_is_replaced_and_takes_no_count_with_it(workers: Gate
 def test_what_is_in_flight_at_sigterm_is_answered_by_every_worker(
     tmp_path: Path, release: Release, redis_url: str, customers: list[str]
 ) -> None:
-    """Enough to explain for seconds: what a worker has in flight is seen by others once a second."""
-    patience = {"RAPPORT_MAX_INFLIGHT_EXPLAIN_ROWS": "4000", "RAPPORT_EXPLAIN_DEADLINE_MS": "60000"}
-    body = {"entities": [{"customer_id": "c1"}] * 32}
+    """Enough to explain exactly for seconds: what a worker has in flight is seen by others once a second."""
+    patience = {"RAPPORT_MAX_INFLIGHT_EXPLAIN_ROWS": "1000000", "RAPPORT_EXPLAIN_DEADLINE_MS": "60000"}
+    schema = release.contract.schema
+    widths = {"numeric": ("FP32", len(schema.numeric)), "categorical": ("INT64", len(schema.categorical))}
+    body = {
+        "inputs": [
+            {"name": name, "datatype": datatype, "shape": [32, width], "data": [0] * (32 * width)}
+            for name, (datatype, width) in widths.items()
+        ]
+    }
     with (
         two_workers(tmp_path, release, redis_url, RAPPORT_DRAIN_S="60", **patience) as workers,
-        ThreadPoolExecutor(40) as pool,
+        ThreadPoolExecutor(20) as pool,
     ):
         children = workers.children()
-        asked = [pool.submit(requests.post, f"{workers.url}/v1/explain", json=body, timeout=60) for _ in range(40)]
+        path = f"{workers.url}/v2/models/engagement.explain_exact/infer"
+        asked = [pool.submit(requests.post, path, json=body, timeout=60) for _ in range(20)]
         until(lambda: total(workers.url, "rapport_inflight", lane="explain") >= 32, "never in flight")
         workers.process.terminate()
         assert {answer.result().status_code for answer in asked} == {200}
