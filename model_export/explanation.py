@@ -65,16 +65,16 @@ class Settings:
     coalitions: int = 1_024
     """Of exact attributions, at most: where there are more, they are sampled."""
 
-    rows: int = 4_000
+    rows: int = 2_400
     """Fitted to: training and validation rows in equal parts, so that one season is not all that estimates know."""
 
-    selecting_rows: int = 2_000
-    candidates: int = 1_024
+    selecting_rows: int = 1_200
+    candidates: int = 768
     fast_rows: int = 80
-    precise_rows: int = 384
-    held_out: int = 500
+    precise_rows: int = 256
+    held_out: int = 300
     fast_bound: float = 0.08
-    precise_bound: float = 0.03
+    precise_bound: float = 0.05
 
 
 FULL = Settings()
