@@ -147,7 +147,7 @@ def test_what_was_computed_once_is_kept_for_the_same_network_alone(
             np.testing.assert_array_equal(kept.arrays()[name], array)
         for change in ({"settings": replace(FASTER, fast_rows=31)}, {"seed": 1}):
             with pytest.raises(TypeError):
-                again(**change)  # type: ignore[arg-type]
+                again(**change)
         weight = network.heads.weight
         with torch.no_grad():
             weight[0, 0] += 1e-3
