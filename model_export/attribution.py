@@ -36,6 +36,15 @@ class ExplainedNetwork(nn.Module):
         self.network = network
         self.register_buffer("nobody", _float32(base))
 
+    def explain(self, lifted: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L] -> the customers' own outcomes [B, 2 T] and their attributions [B, 2 T, P]."""
+        rows = torch.cat([lifted[:, None, :], self.mix(lifted)], dim=1)  # [B, 1 + R, L]
+        every = torch.cat(self.network.outcomes(rows.flatten(0, 1)), dim=1)
+        # The batch comes first and is the only size left open: all others are constants of the release.
+        outcomes = every.reshape(-1, rows.shape[1], every.shape[1])  # [B, 1 + R, 2 T]
+        own = outcomes[:, 0]
+        return own, self.split(own, outcomes[:, 1:])
+
     def mix(self, lifted: Tensor) -> Tensor:
         """[B, L] -> the rows that explain each customer [B, R, L]."""
         raise NotImplementedError
@@ -45,13 +54,8 @@ class ExplainedNetwork(nn.Module):
         raise NotImplementedError
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
-        lifted = self.network.inputs.lift(numeric, categorical)
-        rows = torch.cat([lifted[:, None, :], self.mix(lifted)], dim=1)  # [B, 1 + R, L]
-        every = torch.cat(self.network.outcomes(rows.flatten(0, 1)), dim=1)
-        # The batch comes first and is the only size left open: all others are constants of the release.
-        outcomes = every.reshape(-1, rows.shape[1], every.shape[1])  # [B, 1 + R, 2 T]
-        own = outcomes[:, 0]
-        attributions, base = self.split(own, outcomes[:, 1:]), self.nobody.expand_as(own)
+        own, attributions = self.explain(self.network.inputs.lift(numeric, categorical))
+        base = self.nobody.expand_as(own)
         tasks = own.shape[1] // 2
         parts = (own, attributions, base)
         return (*(part[:, :tasks] for part in parts), *(part[:, tasks:] for part in parts))

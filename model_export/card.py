@@ -22,8 +22,10 @@ def card(contract: Contract) -> str:
         "one head a task. Each score comes with its reasons."
     )
     reasons = (
-        f"Shapley values of {len(schema.groups)} groups of features in the score's own "
-        f"unit, against {explanation.background_rows} stored training rows. base + the sum of all reasons = the score."
+        f"Shapley values of {len(schema.groups)} groups of features, in the score's own unit or in its margin, against "
+        f"{explanation.background_rows} weighted training rows that stand for all of them. base + the sum of all "
+        "reasons = the score. Errors are mean |estimate - exact| over mean |exact| on rows that took no part in the "
+        "fit; shuffled: on such with every feature of another customer."
     )
     sections = {
         "Scores": _table(("score", "means", "unit", "defined for", "segments from"), map(_task_row, contract.tasks)),
@@ -37,6 +39,8 @@ def card(contract: Contract) -> str:
             reasons,
             "",
             *_table(("score", "base"), ((f"`{name}`", _number(base)) for name, base in explanation.base.items())),
+            "",
+            *_table(("graph", "method", "rows of the network", "score", "error", "shuffled"), _error_rows(contract)),
         ],
         "Features": _table(
             ("feature", "means", "group", "missing in training"),
@@ -60,6 +64,13 @@ def _metric_rows(contract: Contract) -> Iterable[tuple[str, str, str]]:
     for task, values in contract.metrics.items():
         for metric, value in values.items():
             yield f"`{task}`", metric, _number(value)
+
+
+def _error_rows(contract: Contract) -> Iterable[tuple[str, ...]]:
+    for name, explainer in contract.explanation.explainers.items():
+        for task, error in explainer.error.scores.items():
+            shuffled = f"{explainer.error.shifted[task]:.2%}"
+            yield name, explainer.method, str(explainer.rows), f"`{task}`", f"{error:.2%}", shuffled
 
 
 def _feature_row(feature: Feature, contract: Contract) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from feature_client.schema import FeatureSchema
 from model_export.pipeline import Run
 from model_export.verify import Floats, Ints, Session
 
-BATCH = 32
+BATCH = 8
 """Customers of one run of a graph: each of them is hundreds to thousands of rows of the network."""
 
 OUTPUTS = ("scores", "attributions", "base")

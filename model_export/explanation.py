@@ -5,6 +5,7 @@ kept, under a digest of all that it follows from.
 """
 
 import hashlib
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feature_client.contract import Errors, Explainer, Explanation, Importance, Task, eligible_rows
+from feature_client.contract import RTOL, Errors, Explainer, Explanation, Importance, eligible_rows
 from feature_client.schema import FeatureSchema
 from model_export.attribution import EXACT_GROUPS, Estimate, EstimatedShapley, ExactShapley, ExplainedNetwork
 from model_export.background import choose_background, draw_probes
+from model_export.detail import DetailEstimate, EstimatedOwen, draw_places
+from model_export.detail import fit as fit_detail
+from model_export.detail import select as select_places
 from model_export.estimators import Target, draw_masked_rows, fit, select
 from model_export.game import (
     AttributionError,
@@ -34,6 +38,7 @@ from model_export.game import (
     sampled_coalitions,
 )
 from model_export.network import Network
+from model_export.owen import FeatureGame, sample_owen
 from model_export.rows import Dataset, Rows
 
 MAX_GROUPS = 12
@@ -47,6 +52,9 @@ SHIFTED_FACTOR = 3.0
 
 FEW = 32
 """Rows for figures that take every coalition again."""
+
+FEATURES = Importance.FEATURES_BY
+"""The explainer of single features."""
 
 BATCH = 16
 """Rows that a graph explains at once here."""
@@ -64,16 +72,29 @@ class Settings:
     coalitions: int = 1_024
     """Of exact attributions, at most: where there are more, they are sampled."""
 
-    rows: int = 4_000
+    rows: int = 2_400
     """Fitted to: training and validation rows in equal parts, so that one season is not all that estimates know."""
 
-    selecting_rows: int = 2_000
-    candidates: int = 1_024
+    selecting_rows: int = 1_200
+    candidates: int = 768
     fast_rows: int = 80
-    precise_rows: int = 384
-    held_out: int = 500
+    precise_rows: int = 256
+    held_out: int = 300
     fast_bound: float = 0.08
-    precise_bound: float = 0.03
+    precise_bound: float = 0.05
+
+    features_fitted: int = 2_000
+    """Rows that attributions of single features are fitted to, of `rows`, and how many orders are drawn for each."""
+
+    features_orders: int = 64
+    features_selecting: int = 800
+    features_candidates: int = 128
+    features_rows: int = 48
+    """Masked rows at which the slopes of the trunk are taken."""
+
+    features_held_out: int = 128
+    features_held_out_orders: int = 512
+    features_bound: float = 0.30
 
 
 FULL = Settings()
@@ -109,22 +130,25 @@ class Sample:
 class Explained:
     """What the explanation graphs of a network are made of. estimates: by explainer; `exact` needs none.
 
-    typical: the rows of the background, raw, for whoever explains the score graph itself.
+    typical: the rows of the background, raw, for whoever explains the score graph itself. detail: of `features`.
     """
 
     background: Background
     typical: Sample
     estimates: Mapping[str, Estimate]
+    detail: DetailEstimate
 
     def graph(self, network: Network, schema: FeatureSchema, explainer: str) -> ExplainedNetwork:
         if explainer == "exact":
             return ExactShapley(network, group_owners(network, schema), self.background).eval()
+        if explainer == FEATURES:
+            return EstimatedOwen(network, self.detail).eval()
         return EstimatedShapley(network, self.estimates[explainer]).eval()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """For a file; `from_arrays` reads them back."""
-        made: dict[str, Background | Sample] = {"background": self.background, "typical": self.typical}
-        parts: dict[str, Background | Sample | Estimate] = {**made, **self.estimates}
+        parts: dict[str, Background | Sample | Estimate | DetailEstimate]
+        parts = {"background": self.background, "typical": self.typical, FEATURES: self.detail, **self.estimates}
         return {
             f"{part}.{field.name}": getattr(value, field.name)
             for part, value in parts.items()
@@ -139,8 +163,8 @@ class Explained:
             return kind(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(kind)})
 
         names = dict.fromkeys(name.partition(".")[0] for name in arrays if "." in name)
-        estimates = {name: part(name, Estimate) for name in names if name not in ("background", "typical")}
-        return cls(part("background", Background), part("typical", Sample), estimates)
+        estimates = {name: part(name, Estimate) for name in names if name not in ("background", "typical", FEATURES)}
+        return cls(part("background", Background), part("typical", Sample), estimates, part(FEATURES, DetailEstimate))
 
 
 def explain(
@@ -193,16 +217,22 @@ def hold(name: str, error: Errors, bound: float) -> None:
                 )
 
 
-def importance(graph: ExplainedNetwork, schema: FeatureSchema, tasks: Sequence[Task], sample: Sample) -> Importance:
-    """Mean |contribution| of each group to each score, over those of the sample for whom the score is defined."""
-    sizes = np.abs(attributions_of(graph, sample)[:, : len(tasks)])
-    eligible = eligible_rows(schema, tasks, sample.numeric)
-    groups: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
-    for position, task in enumerate(tasks):
-        if eligible[:, position].any():
-            means = sizes[eligible[:, position], position].mean(axis=0, dtype=np.float64)
-            groups[task.name] = dict(zip(schema.groups, means.tolist(), strict=True))
-    return Importance(len(sample), groups, {task.name: {} for task in tasks})
+def importance(explained: Explained, network: Network, dataset: Dataset, sample: Sample) -> Importance:
+    """Mean |contribution| of each group, and of each feature, over those of the sample for whom a score is defined."""
+    schema = dataset.schema
+    eligible = eligible_rows(schema, dataset.tasks, sample.numeric)
+
+    def means(explainer: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        sizes = np.abs(attributions_of(explained.graph(network, schema, explainer), sample))
+        found: dict[str, dict[str, float]] = {task.name: {} for task in dataset.tasks}
+        for position, task in enumerate(dataset.tasks):
+            if eligible[:, position].any():
+                mean = sizes[eligible[:, position], position].mean(axis=0, dtype=np.float64)
+                found[task.name] = dict(zip(names, mean.tolist(), strict=True))
+        return found
+
+    groups = means(Importance.GROUPS_BY, list(schema.groups))
+    return Importance(len(sample), groups, means(Importance.FEATURES_BY, list(schema.by_name)))
 
 
 def _make(
@@ -223,17 +253,21 @@ def _make(
     rows = select(network, candidates, target.first(settings.selecting_rows), settings.precise_rows)
     fast = fit(network, rows.first(settings.fast_rows), target)
     typical = drawn[np.array([(population == row).all(axis=1).argmax() for row in background.rows])]
-    explained = Explained(background, typical, {"fast": fast, "precise": fit(network, rows, target)})
+    features = FeatureGame.of(network, schema, background)
+    detail = _fit_detail(features, target.first(settings.features_fitted), settings, rng)
+    explained = Explained(background, typical, {"fast": fast, "precise": fit(network, rows, target)}, detail)
 
     explainers = _judge(explained, game, schema, tasks, sample[: settings.held_out], rng)
-    for name, bound in (("fast", settings.fast_bound), ("precise", settings.precise_bound)):
+    explainers[FEATURES] = _judge_detail(explained, features, dataset, sample, settings, rng)
+    bounds = {"fast": settings.fast_bound, "precise": settings.precise_bound, FEATURES: settings.features_bound}
+    for name, bound in bounds.items():
         hold(name, explainers[name].error, bound)
     explanation = Explanation(
         background_rows=len(background.rows),
         base=dict(zip(tasks, target.base.tolist(), strict=False)),
         margin_base=dict(zip(tasks, target.base[len(tasks) :].tolist(), strict=True)),
         explainers=explainers,
-        importance=importance(explained.graph(network, schema, Importance.GROUPS_BY), schema, dataset.tasks, sample),
+        importance=importance(explained, network, dataset, sample),
     )
     return explained, explanation
 
@@ -268,8 +302,43 @@ def _judge(
         for name, estimate in explained.estimates.items()
     }
     if complete and len(schema.groups) <= EXACT_GROUPS:
-        explainers["exact"] = judged("exact", "shapley-exact", few)  # what float32 rounds off
+        rounded = judged("exact", "shapley-exact", few)
+        hold("exact", rounded.error, RTOL)  # what float32 rounds off
+        none = dict.fromkeys(tasks, 0.0)
+        explainers["exact"] = replace(rounded, error=Errors(none, none, none))
     return explainers
+
+
+def _fit_detail(game: FeatureGame, target: Target, settings: Settings, rng: np.random.Generator) -> DetailEstimate:
+    """target: of the groups' attributions, in place of which those of features are drawn."""
+    drawn = sample_owen(game, target.customers, settings.features_orders, rng, "values of features")
+    target = replace(target, attributions=drawn)
+    candidates = draw_places(game, settings.features_candidates, rng)
+    places = select_places(game, candidates, target.first(settings.features_selecting), settings.features_rows)
+    return fit_detail(game, places, target)
+
+
+def _judge_detail(
+    explained: Explained,
+    game: FeatureGame,
+    dataset: Dataset,
+    sample: Sample,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> Explainer:
+    """Against drawn values, whose own error is thereby part of what is stated."""
+    rows, tasks = sample[: settings.features_held_out], [task.name for task in dataset.tasks]
+    graph = explained.graph(game.network, dataset.schema, FEATURES)
+
+    def errors(rows: Sample, label: str) -> Doubles:
+        customers, orders = rows.lifted(game.network), settings.features_held_out_orders
+        return relative_errors(attributions_of(graph, rows), sample_owen(game, customers, orders, rng, label))
+
+    usual = errors(rows, "features of held-out rows")
+    strange = errors(rows.shuffled(rng), "features of shuffled rows")
+    scores, margins = (dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2))
+    stated = Errors(scores, margins, dict(zip(tasks, strange.tolist(), strict=False)))
+    return Explainer(f"owen-slopes-{len(explained.detail.taken)}", graph.rows, stated, by_feature=True)
 
 
 def _sampling_error(game: Game, customers: Floats, rng: np.random.Generator) -> Doubles:
@@ -314,7 +383,8 @@ def _digest(network: Network, dataset: Dataset, sample: Sample, settings: Settin
 def _read(path: Path) -> tuple[Explained, Explanation] | None:
     """What `_write` left there; nothing where it is not there, or not whole: it is a cache."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Through memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = dict(file)
         return Explained.from_arrays(arrays), msgspec.json.decode(arrays["explanation"].tobytes(), type=Explanation)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError):

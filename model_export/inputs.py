@@ -145,9 +145,40 @@ class Inputs(nn.Module):
 
     def widen(self, lifted: Tensor) -> Tensor:
         """[rows, lifted columns] -> [rows, width]: the columns of the trunk."""
-        values, absent, numerators, denominators, categories = torch.split(lifted, self.lifted_widths, dim=1)
-        ratios = _standardise(self._ratios(numerators, denominators), self.ratio_mean, self.ratio_scale)
-        return torch.cat([values, absent, ratios, categories], dim=1)
+        values, absent, numerators, denominators, categories = self._split(lifted)
+        return torch.cat([values, absent, self._scaled_ratios(numerators, denominators), categories], dim=-1)
+
+    def steps(self, mixed: Tensor, customer: Tensor, reference: Tensor) -> Tensor:
+        """How far the column of `widen` that each lifted column goes into moves when that lifted column alone goes from
+        the reference's value to the customer's. The other half of a ratio stays the mixed row's.
+
+        customer and reference broadcast to mixed and the answer, [..., lifted]. Differences and no derivatives: clips
+        and ratios are taken as they are, however far apart the two are.
+        """
+        values, absent, numerators, denominators, categories = self._split(customer)
+        from_values, from_absent, from_numerators, from_denominators, from_categories = self._split(reference)
+        _, _, over, under, _ = self._split(mixed)
+        moved = [
+            values - from_values,
+            absent - from_absent,
+            self._scaled_ratios(numerators, under) - self._scaled_ratios(from_numerators, under),
+            self._scaled_ratios(over, denominators) - self._scaled_ratios(over, from_denominators),
+            categories - from_categories,
+        ]
+        return torch.cat(moved, dim=-1)
+
+    def fed(self, wide: Tensor) -> Tensor:
+        """[..., width] -> [..., lifted]: for each lifted column, the column of `widen` that it goes into."""
+        ratios = self.lifted_widths[2]
+        straight = self.lifted_widths[0] + self.lifted_widths[1]
+        plain, ratio, categories = torch.split(wide, [straight, ratios, self.width - straight - ratios], dim=-1)
+        return torch.cat([plain, ratio, ratio, categories], dim=-1)
+
+    def _split(self, lifted: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(lifted, self.lifted_widths, dim=-1)
+
+    def _scaled_ratios(self, numerators: Tensor, denominators: Tensor) -> Tensor:
+        return _standardise(self._ratios(numerators, denominators), self.ratio_mean, self.ratio_scale)
 
     def _clean(self, numeric: Tensor) -> Tensor:
         return torch.where(torch.isnan(numeric), self.fill, numeric).clamp(-RAW_LIMIT, RAW_LIMIT)

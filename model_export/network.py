@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import pad, silu, softplus
 
 from feature_client.contract import Task
 from feature_client.schema import FeatureSchema
@@ -76,8 +76,11 @@ class Network(nn.Module):
         The margin is where a score is made by adding: the log-odds of a probability, after calibration, and the
         logarithm of an amount.
         """
+        return self._link(self.raw(lifted))
+
+    def _link(self, raws: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         scores, margins = [], []
-        for task, raw in enumerate(self.raw(lifted)):
+        for task, raw in enumerate(raws):
             if self.kinds[task] == "probability":
                 margin = raw * self.slope[task] + self.shift[task]
                 scores.append(torch.sigmoid(margin))
@@ -102,6 +105,55 @@ class Network(nn.Module):
             deep = self.dropout(silu(layer(deep)))
         heads = self.heads(torch.cat([crossed, deep], dim=1))
         return list(torch.split(heads, self.head_widths, dim=1))
+
+    def slopes(self, lifted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and margins [rows, T], and the derivatives of the margins by the columns of `Inputs.widen`
+        [rows, T, width].
+
+        Backpropagation written out, for graphs that cannot export autograd: of `raw`, without its dropout.
+        """
+        x0 = self.inputs.widen(lifted)
+        crossed, factors = [x0], []
+        for layer in self.crosses:
+            factors.append(layer(crossed[-1]))
+            crossed.append(x0 * factors[-1] + crossed[-1])
+        deep, before = x0, []
+        for layer in self.hidden:
+            before.append(layer(deep))
+            deep = silu(before[-1])
+        raws = torch.split(self.heads(torch.cat([crossed[-1], deep], dim=1)), self.head_widths, dim=1)
+
+        by_heads = self._link_slopes(raws) @ self.heads.weight  # [rows, T, width + WIDTH]
+        by_crossed, by_deep = torch.split(by_heads, [x0.shape[1], deep.shape[1]], dim=2)
+        for layer, preactivation in zip(reversed(self.hidden), reversed(before), strict=True):
+            gate = torch.sigmoid(preactivation)
+            by_deep = (by_deep * (gate * (1 + preactivation * (1 - gate)))[:, None]) @ layer.get_parameter("weight")
+        by_x0 = by_deep
+        for layer, factor in zip(reversed(self.crosses), reversed(factors), strict=True):
+            by_x0 = by_x0 + by_crossed * factor[:, None]
+            by_crossed = by_crossed + (by_crossed * x0[:, None]) @ layer.get_parameter("weight")
+        return (*self._link(raws), by_x0 + by_crossed)
+
+    def score_slopes(self, scores: Tensor) -> Tensor:
+        """The derivatives of the scores by their margins: [rows, T]."""
+        columns = zip(self.kinds, torch.split(scores, 1, dim=1), strict=True)
+        return torch.cat([score * (1 - score) if kind == "probability" else score for kind, score in columns], dim=1)
+
+    def _link_slopes(self, raws: Sequence[Tensor]) -> Tensor:
+        """The derivatives of the margins by what the heads say: [rows, T, sum of head widths]."""
+        rows, before, after = [], 0, sum(self.head_widths)
+        for task, raw in enumerate(raws):
+            after -= raw.shape[1]
+            if self.kinds[task] == "probability":
+                slope = self.slope[task].expand_as(raw)
+            else:
+                logit, mu, sigma = self.ziln(task, raw)
+                below = (mu + sigma * sigma / 2 + self.shift[task] < self.log_ceiling[task]).to(raw.dtype)
+                by_sigma = sigma * (sigma - SIGMA_MIN) * (SIGMA_MAX - sigma) / (SIGMA_MAX - SIGMA_MIN)
+                slope = torch.cat([torch.sigmoid(-logit), below * self.log_spread[task], below * by_sigma], dim=1)
+            rows.append(pad(slope, (before, after)))
+            before += raw.shape[1]
+        return torch.stack(rows, dim=1)
 
     def ziln(self, task: int, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """raw [rows, 3] -> logit of a positive amount, mu and sigma of its logarithm, each [rows, 1]."""

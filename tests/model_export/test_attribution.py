@@ -11,10 +11,10 @@ import torch
 
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.release import Release, graph_file
-from model_export.attribution import AttributionError, ExactShapley, ExplainedNetwork
+from model_export.attribution import ExactShapley, ExplainedNetwork
 from model_export.explanation import Sample, attributions_of, relative_errors
 from model_export.export import EXPLAIN_OUTPUTS
-from model_export.game import Game, every_coalition, group_owners
+from model_export.game import AttributionError, Game, every_coalition, group_owners
 from model_export.network import Network
 from model_export.pipeline import Run
 from model_export.verify import Session, hostile_rows
@@ -40,7 +40,7 @@ def swapped(network: Network, run: Run, row: int, taken: npt.NDArray[np.bool_]) 
     schema, background = run.contract.schema, run.explained.background
     groups = list(schema.groups)
     member = [groups.index(schema.by_name[name].group) for name in network.inputs.owners]
-    customer = Sample(*(array[row : row + 1] for array in run.rows)).lifted(network)
+    customer = Sample(*run.rows)[row : row + 1].lifted(network)
     values = []
     for coalition in taken:
         mixed = np.where(coalition[member], customer, background.rows)
@@ -109,7 +109,7 @@ def test_what_float32_rounds_off_the_exact_graph_is_within_what_counts_as_equal(
 def test_base_and_reasons_add_up_to_the_score_and_to_its_margin(
     explainer: str, kind: str, pristine: Release, network: Network, run: Run
 ) -> None:
-    numeric, categorical = (array[:32] for array in run.rows)
+    numeric, categorical = run.rows[0][:32], run.rows[1][:32]
     if kind == "hostile":
         numeric, categorical = hostile_rows(network, numeric.shape[1])
     found = session(pristine, explainer).run(numeric, categorical)
@@ -176,5 +176,5 @@ def test_more_groups_than_a_graph_can_enumerate_are_refused(network: Network, ru
 
 def test_groups_are_counted_in_the_order_of_the_schema(network: Network, run: Run) -> None:
     schema = run.contract.schema
-    turned = replace(schema, groups=dict(reversed(schema.groups.items())))
+    turned = replace(schema, groups=dict(reversed(list(schema.groups.items()))))
     assert (group_owners(network, turned) == len(schema.groups) - 1 - group_owners(network, schema)).all()

@@ -19,7 +19,7 @@ def test_chosen_rows_stand_for_the_population_better_than_random_ones(
     fresh = Sample(run.rows[0][:20], run.rows[1][:20]).lifted(network)
     owners, coalitions = group_owners(network, run.contract.schema), every_coalition(8)
 
-    def against(background: Background) -> np.ndarray:  # type: ignore[type-arg]
+    def against(background: Background) -> np.ndarray:
         return Game(network, owners, background, coalitions).attributions(fresh, "rows")
 
     rng = np.random.default_rng(0)

@@ -23,9 +23,9 @@ def planted(network: Network, run: Run, rows: MaskedRows) -> Target:
     differences = values - np.roll(values, -1, axis=1)  # they sum to nothing
     target = Target.of(game, customers[:1], "base")
     own = MaskedRows(np.ones_like(rows.taken[:1]), rows.references[:1]).outcomes(network, customers)[:, 0]
-    own = own.astype(np.float64)
-    share = (own - target.base)[:, :, None] / len(rows)
-    return Target(customers, own, differences.transpose(0, 2, 1) + share, target.base)
+    outcomes = np.asarray(own, dtype=np.float64)
+    share = (outcomes - target.base)[:, :, None] / len(rows)
+    return Target(customers, outcomes, differences.transpose(0, 2, 1) + share, target.base)
 
 
 def test_the_rows_that_attributions_follow_from_are_found_among_many(network: Network, run: Run) -> None:

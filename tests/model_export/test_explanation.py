@@ -52,6 +52,14 @@ class KnownEffects(Network):
         margins = margin[:, None].repeat(1, len(self.kinds))
         return torch.sigmoid(margins), margins
 
+    def slopes(self, lifted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        columns = lifted[:, self.first]
+        by_columns = self.effects.repeat(len(lifted), 1)
+        by_columns[:, :2] += self.product * columns[:, :2].flip(1)
+        by_wide = torch.zeros(len(lifted), self.inputs.width)
+        by_wide[:, self.inputs.fed(torch.arange(self.inputs.width))[self.first]] = by_columns
+        return *self.outcomes(lifted), by_wide[:, None].repeat(1, len(self.kinds), 1)
+
 
 @pytest.fixture(scope="module")
 def known(dataset: Dataset) -> tuple[KnownEffects, Explained, Explanation]:
@@ -139,7 +147,7 @@ def test_what_was_computed_once_is_kept_for_the_same_network_alone(
             np.testing.assert_array_equal(kept.arrays()[name], array)
         for change in ({"settings": replace(FASTER, fast_rows=31)}, {"seed": 1}):
             with pytest.raises(TypeError):
-                again(**change)  # type: ignore[arg-type]
+                again(**change)
         weight = network.heads.weight
         with torch.no_grad():
             weight[0, 0] += 1e-3
@@ -161,12 +169,12 @@ def test_with_more_groups_coalitions_are_sampled_and_their_own_error_counts(data
         network.heads.weight.mul_(3.0)  # an untrained network that is anything but flat
     sampled = replace(FASTER, coalitions=200)
     explained, stated = explain(network.eval(), many, sample_of(many), sampled, seed=0)
-    assert set(stated.explainers) == {"fast", "precise"}
-    assert all(explainer.method.startswith("shapley-sampled-") for explainer in stated.explainers.values())
+    assert set(stated.explainers) == {"fast", "precise", "features"}
+    assert all(stated.explainers[name].method.startswith("shapley-sampled-") for name in ("fast", "precise"))
 
     full = replace(FASTER, coalitions=1_024)
     _, complete = explain(network, many, sample_of(many), full, seed=0)
-    assert set(complete.explainers) == {"fast", "precise"}  # exact, but too many rows to answer customers
+    assert set(complete.explainers) == {"fast", "precise", "features"}  # exact, but too many rows to answer customers
     for task in many.tasks:
         errors = [one.explainers["precise"].error.scores[task.name] for one in (stated, complete)]
         assert errors[0] > errors[1]
@@ -187,4 +195,4 @@ def test_a_release_without_an_exact_graph_is_exported_verified_and_published(
     explanation = replace(run.contract.explanation, explainers=explainers)
     without = replace(run, contract=replace(run.contract, explanation=explanation))
     release: Release = publish_run(without, tmp_path)
-    assert set(release.explain_names) == {"fast", "precise"}
+    assert set(release.explain_names) == {"fast", "precise", "features"}

@@ -8,7 +8,7 @@ from model_export.game import AttributionError, coalitions_for, every_coalition,
 RNG_SEED = 7
 
 
-def uneven_game(members: np.ndarray, players: int) -> np.ndarray:  # type: ignore[type-arg]
+def uneven_game(members: np.ndarray, players: int) -> np.ndarray:
     """v [coalitions] with effects of one, two and three players."""
     rng = np.random.default_rng(RNG_SEED)
     value = members @ rng.normal(size=players)

@@ -37,6 +37,14 @@ LIGHT = Settings(
     held_out=50,
     fast_bound=0.5,
     precise_bound=0.5,
+    features_fitted=120,
+    features_orders=32,
+    features_selecting=100,
+    features_candidates=24,
+    features_rows=8,
+    features_held_out=24,
+    features_held_out_orders=64,
+    features_bound=0.9,
 )
 """Explanations in a second or two; too light to be good."""
 

@@ -1,5 +1,6 @@
 """GET /v1/models/{model}/importance: what moves the scores, as the release's contract says it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from service.auth import add_key
 from service.importance import importance_of
 from tests.service.conftest import Start
 from tests.service.test_errors import SECRET, check
+
+PATIENCE_S = 120.0
+"""For a second release: every graph of it runs its golden rows first."""
 
 
 def test_every_task_has_its_groups_and_features_the_largest_first(url: str, release: Release) -> None:
@@ -96,7 +100,10 @@ def test_where_nothing_contributes_nobody_has_a_share(release: Release) -> None:
 def test_a_loaded_version_can_be_asked_for(start: Start, versions: tuple[Release, Release]) -> None:
     first, second = versions
     url = start(models=second.root)
-
+    deadline = time.monotonic() + PATIENCE_S
+    while len(requests.get(f"{url}/v1/models", timeout=10).json()["models"][0]["versions"]) < 2:
+        assert time.monotonic() < deadline, "the other version was never loaded"
+        time.sleep(0.05)
     answers = [
         requests.get(f"{url}/v1/models/engagement/importance", params=params, timeout=10).json()
         for params in ({}, {"version": first.version}, {"version": second.version})

@@ -37,7 +37,7 @@ TASKS = ("purchase_30d", "churn_90d", "spend_90d")
 WORDS = ("web", "{value} {0} %(number)s %s", "two\nlines\u202eturned", "x" * 500, "(unseen)")
 QUANTILES = tuple(float(number) for number in range(0, 105, 5))
 
-GROUPS, FEATURES = Asked(), Asked("features", detail="features")
+GROUPS, FEATURES = Asked(), Asked(explainer="features", detail="features")
 
 
 def contract_of(schema: FeatureSchema) -> Contract:
@@ -119,7 +119,7 @@ def explain(
 
 def first(writer: ReasonWriter, feature: str, value: Any, contribution: float = 0.12, **more: Any) -> Reason:
     """The reason in which this feature alone contributes."""
-    asked = Asked("features", detail="features", language=more.pop("language", "en"))
+    asked = Asked(explainer="features", detail="features", language=more.pop("language", "en"))
     return explain(writer, {feature: value}, {feature: contribution}, asked=asked, **more).reasons[0]
 
 
@@ -360,7 +360,7 @@ def test_base_and_reasons_make_up_the_score(
     shipped: ReasonWriter, parts: list[float], top: int | None, detail: Any, space: Space, language: str
 ) -> None:
     names = [feature.name for feature in shipped.contract.schema.features]
-    asked = Asked("features", top=top, detail=detail, space=space, language=language)
+    asked = Asked(explainer="features", top=top, detail=detail, space=space, language=language)
     explanation = explain(shipped, {}, dict(zip(names, parts, strict=True)), asked=asked)
 
     total = explanation.base + sum(reason.contribution for reason in explanation.reasons)

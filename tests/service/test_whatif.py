@@ -31,6 +31,12 @@ from service.auth import add_key
 from service.backends.embedded import EmbeddedBackend
 from service.backends.fake import FakeBackend
 from service.backends.triton import TritonBackend
+from service.errors import InvalidFeature
+from service.reasons import ReasonWriter
+from service.releases import Loaded
+from service.whatif_answers import Pursuit
+from service.whatif_protocol import Goal, Sweep, WhatIfRequest
+from service.whatif_question import question_of
 from service.whatif_search import Search, Target, reference_values, steps_between, trials_of
 from tests.feast_layout import store
 from tests.model_export.tiny_release import ACTIONABLE, COUNTRIES
@@ -333,6 +339,22 @@ def number(value: Override) -> float:
     return value
 
 
+def test_a_feature_of_which_training_knows_no_value_is_neither_proposed_nor_swept_by_default(release: Release) -> None:
+    reference = {**release.contract.reference, "spend_90d": Distribution(1.0)}
+    contract = replace(release.contract, reference=reference)
+    loaded = Loaded(replace(release, contract=contract), ReadPlan(contract.schema), {}, ReasonWriter(contract))
+    with pytest.raises(InvalidFeature, match=r"sweep\[0\]: training knows no value of spend_90d"):
+        question_of(WhatIfRequest(entity=C1, sweep=[Sweep(feature="spend_90d")]), loaded)
+
+    goal = Goal(task="purchase_30d", at_least=0.9)
+    question = question_of(WhatIfRequest(entity=C1, goal=goal), loaded)
+    current: dict[str, Override] = dict.fromkeys(ACTIONABLE, 1.0)
+    pursuit = Pursuit(goal, 0.5, question, current | {"preferred_channel": "web"})
+    whys = {one.feature: one.why for one in pursuit.unreachable}
+    assert whys["spend_90d"] == "unknown"
+    assert "spend_90d" not in {name for row in pursuit.search.asks() for name in row}
+
+
 def test_held_features_are_not_proposed(url: str) -> None:
     answer = ask(url, features={"orders_90d": 2.0}, goal={"task": "purchase_30d", "at_least": 0.99})
 
@@ -358,13 +380,17 @@ def changed(release: Release, change: Callable[[str, Tensors], Tensors]) -> Fake
 
 
 def known(release: Release) -> FakeBackend:
-    """A model whose purchase_30d grows with sessions and spend and falls with the mean gap, in a known way."""
+    """A model whose purchase_30d grows with sessions and spend, falls with the mean gap and is higher for whoever does
+    not use the web most, in a known way."""
     columns = [feature.name for feature in release.contract.schema.numeric]
     names = ("sessions_30d", "spend_90d", "mean_gap_days")
+    channel = [feature.name for feature in release.contract.schema.categorical].index("preferred_channel")
+    web = release.contract.schema.by_name["preferred_channel"].vocabulary.index("web") + 2
 
     def scores(_: str, tensors: Tensors) -> Tensors:
         sessions, spend, gap = (np.nan_to_num(tensors["numeric"][:, columns.index(name)]) for name in names)
-        score = sigmoid(-2 + 0.3 * sessions + 0.002 * (spend - 210.5) - 0.05 * (gap - 24.5))
+        logit = -2 + 0.3 * sessions + 0.002 * (spend - 210.5) - 0.05 * (gap - 24.5)
+        score = sigmoid(logit + 0.6 * (tensors["categorical"][:, channel] != web))
         return {"scores": np.stack([score, np.full_like(score, 0.5), spend], axis=1)}
 
     return changed(release, scores)
@@ -377,7 +403,7 @@ def test_changes_of_a_known_model_are_where_they_must_be(start: Start, customers
     changes = {change["feature"]: change for change in answer["changes"]}
 
     # 0.5 / 0.3 sessions more, in whole ones; 0.5 / 0.002 more to spend; 0.5 / 0.05 days less.
-    assert set(changes) == {"sessions_30d", "spend_90d", "mean_gap_days"}
+    assert set(changes) == {"sessions_30d", "spend_90d", "mean_gap_days", "preferred_channel"}
     assert changes["sessions_30d"]["to"] == 8
     assert isinstance(changes["sessions_30d"]["to"], int)
     assert (changes["sessions_30d"]["from"], changes["sessions_30d"]["resolution"]) == (6, 1)
@@ -387,7 +413,12 @@ def test_changes_of_a_known_model_are_where_they_must_be(start: Start, customers
         quantiles = release.contract.reference[feature].quantiles
         assert change["resolution"] < (quantiles[-1] - quantiles[0]) / 100
         assert change["observed"] is (quantiles[0] <= change["to"] <= quantiles[-1])
-    assert {one["feature"] for one in answer["unreachable"]} == {"orders_90d", "preferred_channel"}
+    assert {one["feature"] for one in answer["unreachable"]} == {"orders_90d"}
+    shares = release.contract.reference["preferred_channel"].shares or {}
+    channel = answer["changes"][-1]  # categories come last
+    assert (channel["from"], channel["to"]) == ("web", max(("app", "shop"), key=shares.__getitem__))
+    assert channel["distance"] is channel["resolution"] is None
+    assert channel["observed"] is True
 
 
 def test_distance_is_in_percentile_points_of_the_reference(

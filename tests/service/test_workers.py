@@ -15,11 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from redis import Redis
 
 from feature_client.release import Release
 from service.cpus import available_cpus, too_many_threads
 from tests.service.conftest import wait_ready
-from tests.service.test_operations import GOOD, gateway_process, samples, total, until
+from tests.service.test_operations import GOOD, PATIENCE, gateway_process, samples, stopped, total, until
 
 REQUESTS = 60
 
@@ -113,27 +114,17 @@ def test_a_worker_that_dies_is_replaced_and_takes_no_count_with_it(workers: Gate
 
 
 def test_what_is_in_flight_at_sigterm_is_answered_by_every_worker(
-    tmp_path: Path, release: Release, redis_url: str, customers: list[str]
+    tmp_path: Path, release: Release, redis: "Redis", redis_url: str, customers: list[str]
 ) -> None:
-    """Enough to explain exactly for seconds: what a worker has in flight is seen by others once a second."""
-    patience = {"RAPPORT_MAX_INFLIGHT_EXPLAIN_ROWS": "1000000", "RAPPORT_EXPLAIN_DEADLINE_MS": "60000"}
-    schema = release.contract.schema
-    widths = {"numeric": ("FP32", len(schema.numeric)), "categorical": ("INT64", len(schema.categorical))}
-    body = {
-        "inputs": [
-            {"name": name, "datatype": datatype, "shape": [32, width], "data": [0] * (32 * width)}
-            for name, (datatype, width) in widths.items()
-        ]
-    }
     with (
-        two_workers(tmp_path, release, redis_url, RAPPORT_DRAIN_S="60", **patience) as workers,
-        ThreadPoolExecutor(20) as pool,
+        two_workers(tmp_path, release, redis_url, **PATIENCE) as workers,
+        ThreadPoolExecutor(40) as pool,
     ):
         children = workers.children()
-        path = f"{workers.url}/v2/models/engagement.explain_exact/infer"
-        asked = [pool.submit(requests.post, path, json=body, timeout=60) for _ in range(20)]
-        until(lambda: total(workers.url, "rapport_inflight", lane="explain") >= 32, "never in flight")
-        workers.process.terminate()
+        with stopped(redis):
+            asked = [pool.submit(requests.post, f"{workers.url}/v1/predict", json=GOOD, timeout=60) for _ in range(40)]
+            until(lambda: total(workers.url, "rapport_inflight", lane="predict") == 40, "never in flight")
+            workers.process.terminate()
         assert {answer.result().status_code for answer in asked} == {200}
 
         assert workers.process.wait(20) == 128 + signal.SIGTERM
