@@ -54,8 +54,8 @@ class Store:
         rows: dict[str, tuple[float, Mapping[str, Value]]] = {}
         for view in schema.views:
             if not np.isnan(at := self.event_times[view][row]):
-                fields = [feature.field for feature in schema.features if feature.view == view and feature.field]
-                values = {field: _value(self.columns[field][row]) for field in fields}
+                read = [feature for feature in schema.features if feature.view == view and feature.field]
+                values = {str(one.field): _value(self.columns[str(one.field)][row], one.dtype) for one in read}
                 rows[view] = (float(at), {schema.entity_fields[view]: customer, **values})
         return rows
 
@@ -95,7 +95,10 @@ def releases_in(root: Path) -> list[Release]:
     return [read_release(root, "engagement", version) for version in (1, 2, 3)]
 
 
-def _value(value: Any) -> Value:
+def _value(value: Any, dtype: str | None) -> Value:
+    """As Feast writes a feature of that type: a number of another one is none to a reader."""
     if value is None or isinstance(value, str):
         return value
-    return None if np.isnan(value) else float(value)
+    if np.isnan(value):
+        return None
+    return int(value) if dtype == "int64" else float(value)
