@@ -30,8 +30,8 @@ TIMED = 4
 """Of them, in each round."""
 SAME = 1e-3
 """Of the largest attribution: so close are SHAP with every coalition and the exact graph, which is in float32."""
-SAMPLES = (16, 32, 64, 128, 256, 512, 1024, 2048)
-PERMUTATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SAMPLES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
+PERMUTATIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass

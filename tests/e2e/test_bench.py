@@ -54,6 +54,8 @@ def test_every_row_is_measured(home: Path, tmp_path: Path) -> None:
     assert set(rows) >= {
         "throughput_64", "one_client_cpu", "one_client_p50", "tail_rapport", "read_single", "read_batch",
         "read_300_features", "batch_1000", "customers", "models", "startup_s", "resident_mib", "mixed", "explain",
+        "explain_exact", "explain_graph_1", "explain_graph_256", "explain_error", "explain_peers_KernelExplainer",
+        "explain_peers_PermutationExplainer", "explain_flood", "explain_flood_light",
     }  # fmt: skip
     for name, row in rows.items():
         assert row["figure"] > 0, name
@@ -73,6 +75,7 @@ def test_every_row_on_triton_is_measured(home: Path, tmp_path: Path) -> None:
     assert set(rows) >= {
         "triton_1", "triton_16", "triton_64", "triton_unbatched", "triton_pinned", "triton_rows_predict_1000",
         "triton_rows_explain_32", "triton_tail", "triton_tail_rapport", "triton_queue_policy", "triton_shm_1",
+        "triton_explain_flood",
     }  # fmt: skip
     assert rows["triton_64"]["mark"] == 1.5
     for name, row in rows.items():
