@@ -18,7 +18,7 @@ def test_whoever_needs_the_loop_waits_for_one_piece_whoever_has_how_many() -> No
             await asyncio.sleep(0)
 
     async def scenario() -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         pieces = {name: [partial(done.append, name) for _ in range(3)] for name in "ab"}
         await asyncio.gather(other(), *(turns.take(some) for some in pieces.values()))
 
@@ -33,11 +33,29 @@ def test_a_piece_that_fails_is_its_owners_error_and_holds_up_nobody() -> None:
         raise ValueError("mine")
 
     async def scenario() -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         done: list[str] = []
         with pytest.raises(ValueError, match="mine"):
             await turns.take([fail])
         await turns.take([partial(done.append, "next")])
         assert done == ["next"]
+
+    asyncio.run(scenario())
+
+
+def test_pieces_wait_for_predictions_but_not_for_ever() -> None:
+    async def scenario() -> None:
+        under_way = True
+        turns = Turns(lambda: under_way)
+        done: list[str] = []
+        waiting = asyncio.create_task(turns.take([partial(done.append, "given way")]))
+        await asyncio.sleep(0)
+        assert done == []
+        under_way = False
+        await waiting
+        assert done == ["given way"]
+        under_way = True
+        await turns.take([partial(done.append, "all the same")])
+        assert done == ["given way", "all the same"]
 
     asyncio.run(scenario())
