@@ -86,7 +86,7 @@ class Settings:
     features_fitted: int = 2_000
     """Rows that attributions of single features are fitted to, of `rows`, and how many orders are drawn for each."""
 
-    features_orders: int = 64
+    features_orders: int = 256
     features_selecting: int = 800
     features_candidates: int = 128
     features_rows: int = 48

@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,8 @@ def flooded(plan: Plan, target: Target, name: str, where: str) -> Iterator[Row]:
 def row(name: str, what: str, pairs: Sequence[tuple[Flooded, OpenLoad]]) -> Row:
     floods = [flood for flood, _ in pairs]
     with_ms, without_ms = [flood.predict.p99_ms for flood in floods], [alone.p99_ms for _, alone in pairs]
-    rates = absolute([flood.explained_per_s for flood in floods], [flood.predict.offered for flood in floods], "")
+    explained = statistics.median(flood.explained_per_s for flood in floods)
+    predicted = statistics.median(flood.predict.achieved for flood in floods)
     refused, late = (100 * max(shares) for shares in zip(*((one.refused, one.late) for one in floods), strict=True))
     return Row(
         name,
@@ -91,7 +93,7 @@ def row(name: str, what: str, pairs: Sequence[tuple[Flooded, OpenLoad]]) -> Row:
         "times",
         mark=MARK,
         details={"rounds": [[asdict(flood), asdict(alone)] for flood, alone in pairs]},
-        absolute=f"{absolute(with_ms, without_ms, 'ms')}; {rates.rstrip()} predictions/s, "
+        absolute=f"{absolute(with_ms, without_ms, 'ms')}; {explained:,.0f} explained beside {predicted:,.0f} scored/s, "
         f"{refused:.0f} % of the flood refused, {late:.0f} % late",
     )
 

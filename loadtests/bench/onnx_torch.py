@@ -102,6 +102,22 @@ def cut(call: Call) -> Tensor:
     return value[tuple(places)]
 
 
+def pad(call: Call) -> Tensor:
+    """With a constant, all axes."""
+    value, sizes = call.values[0], call.sizes(1)
+    if call.attributes.get("mode", b"constant") != b"constant" or len(sizes) != 2 * value.dim():
+        raise UnknownNode("Pad of another kind")
+    # torch counts from the last axis, both ends of each one after the other.
+    ends = [size for axis in reversed(range(value.dim())) for size in (sizes[axis], sizes[axis + value.dim()])]
+    filling = float(call.values[2].item()) if len(call.values) > 2 else 0.0
+    return torch.nn.functional.pad(value, ends, value=filling)
+
+
+def squeeze(call: Call) -> Tensor:
+    value = call.values[0]
+    return value.squeeze(call.sizes(1)) if len(call.values) > 1 else value.squeeze()
+
+
 def plain(function: Callable[..., Any]) -> Callable[[Call], Tensor]:
     return lambda call: function(*call.values)
 
@@ -113,8 +129,11 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     "Softplus": torch.nn.functional.softplus, "Sqrt": torch.sqrt, "Sub": torch.sub, "Where": torch.where,
 }  # fmt: skip
 
-SIZES = {"Expand": (1,), "Reshape": (1,), "ReduceMean": (1,), "ReduceSum": (1,), "Slice": (1, 2, 3, 4), "Split": (1,),
-         "Squeeze": (1,), "Unsqueeze": (1,)}  # fmt: skip
+SIZES = {
+    **dict.fromkeys(("Expand", "Reshape", "ReduceMean", "ReduceSum", "Split", "Squeeze", "Unsqueeze"), (1,)),
+    "Pad": (1, 2),
+    "Slice": (1, 2, 3, 4),
+}
 """Which inputs of a node say shapes or axes."""
 
 NODES: Mapping[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
@@ -126,13 +145,14 @@ NODES: Mapping[str, Callable[[Call], Tensor | tuple[Tensor, ...]]] = {
     "Gemm": gemm,
     "Identity": lambda call: call.values[0],
     "MatMul": lambda call: call.product(*call.values),
+    "Pad": pad,
     "ReduceMean": reduced(torch.mean),
     "ReduceSum": reduced(torch.sum),
     "Reshape": reshape,
     "Shape": shape,
     "Slice": cut,
     "Split": split,
-    "Squeeze": lambda call: call.values[0].squeeze(call.sizes(1)),
+    "Squeeze": squeeze,
     "Transpose": lambda call: call.values[0].permute(*call.attributes["perm"]),
     "Unsqueeze": unsqueeze,
 }  # fmt: skip

@@ -33,6 +33,11 @@ def session(release: Release) -> Session:
     return Session(graph_file(release.root / release.graph_name("features")), EXPLAIN_OUTPUTS)
 
 
+def rows_of(run: Run, start: int, stop: int) -> Sample:
+    numeric, categorical = run.rows
+    return Sample(numeric[start:stop], categorical[start:stop])
+
+
 def game_of(network: Network, run: Run) -> FeatureGame:
     return FeatureGame.of(network, run.contract.schema, run.explained.background)
 
@@ -47,7 +52,8 @@ def group_sums(schema: FeatureSchema, attributions: npt.NDArray[np.floating]) ->
 def test_base_and_features_add_up_to_the_score_and_to_its_margin(
     kind: str, pristine: Release, network: Network, run: Run
 ) -> None:
-    numeric, categorical = (array[:32] for array in run.rows)
+    rows = rows_of(run, 0, 32)
+    numeric, categorical = rows.numeric, rows.categorical
     if kind == "hostile":
         numeric, categorical = hostile_rows(network, numeric.shape[1])
     found, features = session(pristine).run(numeric, categorical), len(run.contract.schema.features)
@@ -62,7 +68,7 @@ def test_features_of_a_group_sum_to_its_exact_shapley_value_within_the_stated_er
     pristine: Release, network: Network, run: Run
 ) -> None:
     schema = run.contract.schema
-    rows = Sample(*(array[LIGHT.held_out : LIGHT.held_out + 60] for array in run.rows))
+    rows = rows_of(run, LIGHT.held_out, LIGHT.held_out + 60)
     game = Game(network, group_owners(network, schema), run.explained.background, every_coalition(len(schema.groups)))
     exact = game.attributions(rows.lifted(network), "fresh rows")
     found = session(pristine).run(rows.numeric, rows.categorical)
@@ -76,7 +82,7 @@ def test_on_fresh_rows_it_is_as_good_as_its_release_states(pristine: Release, ne
     explainer = run.contract.explanation.explainers["features"]
     assert explainer.method == f"owen-slopes-{LIGHT.features_rows}"
     assert explainer.by_feature
-    rows = Sample(*(array[LIGHT.held_out : LIGHT.held_out + 60] for array in run.rows))
+    rows = rows_of(run, LIGHT.held_out, LIGHT.held_out + 60)
     game = game_of(network, run)
     drawn = sample_owen(game, rows.lifted(network), 128, np.random.default_rng(1), "fresh rows")
     found = session(pristine).run(rows.numeric, rows.categorical)
@@ -211,7 +217,7 @@ class Straight(torch.nn.Module):
 
 
 def test_slopes_are_what_autograd_says(network: Network, run: Run) -> None:
-    lifted = torch.from_numpy(Sample(*(array[:40] for array in run.rows)).lifted(network))
+    lifted = torch.from_numpy(rows_of(run, 0, 40).lifted(network))
     hostile = torch.from_numpy(Sample(*hostile_rows(network, run.rows[0].shape[1])).lifted(network))
     lifted = torch.cat([lifted, hostile])
     wide = network.inputs.widen(lifted).detach().requires_grad_()
@@ -233,9 +239,7 @@ def test_slopes_are_what_autograd_says(network: Network, run: Run) -> None:
 
 def test_a_step_is_what_swapping_one_lifted_column_moves(network: Network, run: Run) -> None:
     inputs = network.inputs
-    customer, reference, mixed = (
-        torch.from_numpy(Sample(*(array[at : at + 20] for array in run.rows)).lifted(network)) for at in (0, 20, 40)
-    )
+    customer, reference, mixed = (torch.from_numpy(rows_of(run, at, at + 20).lifted(network)) for at in (0, 20, 40))
     with torch.no_grad():
         steps = inputs.steps(mixed, customer, reference)
         for column in range(steps.shape[1]):
