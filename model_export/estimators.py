@@ -17,6 +17,10 @@ from model_export.network import Network
 PENALTIES = tuple(10.0**power for power in range(-8, 0))
 """Of the ridge regression, relative to standardised columns; validation rows choose one for each outcome."""
 
+AMPLIFIED = 40.0
+"""How many times what is split up the sizes of all that an estimate adds may sum to. More penalty makes that less: what
+runtimes round differently is multiplied by it, and equal means within 1e-5 (DESIGN.md 3)."""
+
 VALIDATION_SHARE = 0.2
 """Of the target's rows, the last ones; once they have chosen, they take part in the fit."""
 
@@ -79,13 +83,18 @@ class Target:
         return np.asarray(np.where(means > 0, means, 1.0))
 
     @property
+    def whole(self) -> Doubles:
+        """The size of what is split up, [n, 2 T]."""
+        whole = np.abs(self.own) + np.abs(self.base) + np.abs(self.attributions).sum(axis=2)
+        return np.asarray(np.maximum(whole, np.finfo(np.float64).tiny))
+
+    @property
     def trust(self) -> Doubles:
         """How much each row counts for each outcome, [n, 2 T]: the less, the larger what is split up.
 
         Squared errors of amounts would otherwise be those of a few enormous customers.
         """
-        whole = np.abs(self.own) + np.abs(self.base) + np.abs(self.attributions).sum(axis=2)
-        return np.asarray(whole.mean(axis=0) / np.maximum(whole, np.finfo(np.float64).tiny))
+        return np.asarray(self.whole.mean(axis=0) / self.whole)
 
 
 def draw_masked_rows(game: Game, count: int, rng: np.random.Generator) -> MaskedRows:
@@ -144,7 +153,7 @@ def fit(network: Network, rows: MaskedRows, target: Target) -> Estimate:
         usable = _usable(network.kinds, outcome)
         free = np.column_stack([np.ones(count), target.own[:, usable]])
         slopes, free_slopes = _ridge(
-            values[:, :, usable].reshape(count, -1), free, target.attributions[:, outcome], target.trust[:, outcome]
+            values[:, :, usable].reshape(count, -1), free, target.attributions[:, outcome], target.whole[:, outcome]
         )
         weights[:, usable, outcome] = slopes.reshape(len(rows), len(usable), parts)
         constant[outcome], own[usable, outcome] = free_slopes[0], free_slopes[1:]
@@ -168,15 +177,23 @@ def _usable(kinds: Sequence[str], outcome: int) -> list[int]:
     return [o for o in range(2 * tasks) if o == outcome or o >= tasks or kinds[o] != "amount"]
 
 
-def _ridge(columns: Doubles, free: Doubles, aims: Doubles, trust: Doubles) -> tuple[Doubles, Doubles]:
-    """Slopes of columns [n, c] and of free [n, f] that give aims [n, P], rows weighted by trust [n]."""
-    fitted = len(columns) - int(len(columns) * VALIDATION_SHARE)
+def _ridge(columns: Doubles, free: Doubles, aims: Doubles, whole: Doubles) -> tuple[Doubles, Doubles]:
+    """Slopes of columns [n, c] and of free [n, f] that give aims [n, P], parts of wholes [n].
+
+    With the penalty that is best on the last rows, of those under which the estimate does not amplify too much.
+    """
+    trust, fitted = whole.mean() / whole, len(columns) - int(len(columns) * VALIDATION_SHARE)
     errors = []
     for slopes, free_slopes in _solve(columns[:fitted], free[:fitted], aims[:fitted], trust[:fitted], PENALTIES):
         missed = columns[fitted:] @ slopes + free[fitted:] @ free_slopes - aims[fitted:]
         errors.append(float(np.abs(missed).mean()))
-    [best] = _solve(columns, free, aims, trust, [PENALTIES[int(np.argmin(errors))]])
-    return best
+    found = _solve(columns, free, aims, trust, PENALTIES)
+    for choice in np.argsort(errors):
+        slopes, free_slopes = found[choice]
+        added = np.abs(columns) @ np.abs(slopes) + np.abs(free) @ np.abs(free_slopes)
+        if (added.max(axis=1) <= AMPLIFIED * whole).all():
+            return slopes, free_slopes
+    return found[-1]
 
 
 def _solve(

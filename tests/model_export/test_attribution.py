@@ -1,12 +1,12 @@
 """Explanation graphs, as exported and run by ONNX Runtime, against definitions and implementations of others."""
 
+import warnings
 from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import shap
 import torch
 
 from feature_client.contract import attribution_scale, discrepancy
@@ -19,6 +19,10 @@ from model_export.network import Network
 from model_export.pipeline import Run
 from model_export.verify import Session, hostile_rows
 from tests.model_export.tiny_release import LIGHT
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", PendingDeprecationWarning)  # its colours, where Matplotlib is a new one
+    import shap
 
 ROWS = 2
 SPACES = (("scores", "attributions", "base"), ("margins", "margin_attributions", "margin_base"))

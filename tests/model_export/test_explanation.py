@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from feature_client.contract import Explanation
+from feature_client.contract import Errors, Explanation
 from feature_client.release import Release
 from feature_client.schema import FeatureSchema
-from model_export.explanation import Explained, Sample, Settings, attributions_of, explain, relative_errors
+from model_export.explanation import Explained, Sample, Settings, attributions_of, explain, hold, relative_errors
 from model_export.game import AttributionError
 from model_export.network import Network
 from model_export.pipeline import Run, publish_run
@@ -125,8 +125,24 @@ def test_a_poor_fit_is_refused_and_says_what_is_how_far_off(network: Network, da
     poor = replace(FASTER, fast_rows=2, fast_bound=0.08)
     with pytest.raises(AttributionError, match=r"fast explanations of \w+ are \d+\.\d% off on .*; at most 8%"):
         explain(network, dataset, sample_of(dataset), poor, seed=0)
-    with pytest.raises(AttributionError, match="precise explanations"):
-        explain(network, dataset, sample_of(dataset), replace(FASTER, precise_bound=1e-4), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Errors({"churn_90d": 0.04}, {"churn_90d": 0.02}, {"churn_90d": 0.09}), "churn_90d are 4.0% off on held-out"),
+        (Errors({"churn_90d": 0.02}, {"churn_90d": 0.04}, {"churn_90d": 0.09}), "4.0% off on the margins of held-out"),
+        (
+            Errors({"churn_90d": 0.02}, {"churn_90d": 0.02}, {"churn_90d": 0.10}),
+            "10.0% off on shuffled rows; at most 9%",
+        ),
+        (Errors({"churn_90d": np.nan}, {"churn_90d": 0.02}, {"churn_90d": 0.09}), "nan% off on held-out rows"),
+    ],
+)
+def test_every_stated_error_has_a_bound(error: Errors, said: str) -> None:
+    with pytest.raises(AttributionError, match=said):
+        hold("precise", error, 0.03)
+    hold("precise", Errors({"churn_90d": 0.03}, {"churn_90d": 0.03}, {"churn_90d": 0.08}), 0.03)
 
 
 def test_what_was_computed_once_is_kept_for_the_same_network_alone(
