@@ -227,20 +227,11 @@ class Predictor:
         if wanted is None:
             self.admission.enter("predict", weight)
         else:
-            self._check_wait(arms[0].loaded, weight, asker)
-            self.admission.enter("explain", weight)
+            self.admission.enter("explain", weight, arms[0].loaded.paces[EXPLAINERS[0]].row_s, asker.deadline)
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
         return places
-
-    def _check_wait(self, loaded: Loaded, weight: int, asker: Asker) -> None:
-        """Whoever would be explained too late is told so at once. Raises Overloaded."""
-        before = self.admission.rows["explain"]
-        expected_s = loaded.paces[EXPLAINERS[0]].expected_s(before + weight)
-        # Behind nobody it is tried: what is expected may be wrong, and would not be seen to be.
-        if before and time.monotonic() + expected_s > asker.deadline:
-            self.admission.refuse("explain", "predicted_wait")
 
     def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:
         scorer = Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows)
