@@ -124,6 +124,7 @@ def test_sentences_are_in_the_language_asked_for(url: str, customers: list[str])
         ({"budget_ms": 0}, "budget_ms"),
         ({"space": "probability"}, "space"),
         ({"detail": "everything"}, "detail"),
+        ({"tasks": ["churn_90d"] * 101}, "$.tasks"),
     ],
 )
 def test_what_cannot_be_is_refused_with_where_it_is(
