@@ -13,6 +13,7 @@ import requests
 from feature_client.contract import ATOL, RTOL
 from feature_client.release import Release, graph_file
 from model_export.verify import Session
+from service.explainers import Pace
 from tests.service.conftest import NOW, Start, rows_of
 from tests.service.test_canary import CROWD, canary, write_routes
 from tests.service.test_predict import close, explain, predict
@@ -79,6 +80,17 @@ def test_a_budget_buys_the_most_precise_and_one_that_is_too_small_is_said(url: s
     assert (torn["explainer"], torn["within_budget"]) == ("fast", False)
     assert torn["tolerance_met"] is (torn["expected_error"] == 0)
     assert "tolerance_met" not in rich
+
+
+def test_a_budget_is_for_both_runs_where_it_is_compared(
+    url: str, customers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "expected_s", lambda _, rows: rows * 0.010)
+    overrides = {"features": {"orders_90d": 9.0}}
+
+    assert of_task(url, "purchase_30d", budget_ms=15)["within_budget"] is True
+    assert of_task(url, "purchase_30d", budget_ms=15, **overrides)["within_budget"] is False
+    assert of_task(url, "purchase_30d", budget_ms=25, **overrides)["within_budget"] is True
 
 
 # In which unit, in how much detail, in which words
