@@ -165,7 +165,7 @@ class Predictor:
             answered = await self._answered(places, asker)
             writing = time.monotonic()
             # Of what scores and reasons are made, they are the longest piece of work on the event loop.
-            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)))
+            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)), asker)
             asker.stages["encode"] = asker.stages.get("encode", 0.0) + time.monotonic() - writing
             asker.since = time.monotonic()
             return _response(answered, asker)
