@@ -101,6 +101,10 @@ class Explainer:
         return max(NETWORK_ROWS_AT_ONCE // max(self.rows, 1), 1)
 
 
+BY_FEATURE = "features"
+"""The explainer whose attributions are of single features."""
+
+
 @dataclass(frozen=True)
 class Importance:
     """Mean |contribution| over a sample of customers, in the score's own unit. task -> group, or feature -> mean.
@@ -110,14 +114,14 @@ class Importance:
     """
 
     GROUPS_BY: ClassVar = "precise"
-    FEATURES_BY: ClassVar = "features"
+    FEATURES_BY: ClassVar = BY_FEATURE
 
     rows: int
     groups: Mapping[str, Mapping[str, float]]
     features: Mapping[str, Mapping[str, float]]
 
 
-EXPLAINERS = ("fast", "precise", "exact", "features")
+EXPLAINERS = ("fast", "precise", "exact", BY_FEATURE)
 """What explanation graphs are called. The first is what answers where nothing else is asked for."""
 
 
@@ -135,6 +139,9 @@ class Explanation:
     importance: Importance
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 @dataclass(frozen=True)
 class Distribution:
     """Reference values of one feature in the training rows. quantiles: at 0, 0.05, ..., 1 (numbers only)."""
@@ -142,6 +149,11 @@ class Distribution:
     missing_share: float
     quantiles: tuple[float, ...] = ()
     shares: Mapping[str, float] | None = None  # categories only
+
+    def __post_init__(self) -> None:
+        within = all(abs(number) <= LARGEST for number in self.quantiles)  # never true of NaN
+        if not within or list(self.quantiles) != sorted(self.quantiles):
+            raise ContractError("quantiles are float32 numbers, the smallest first")
 
     def percentile(self, value: float) -> float | None:
         """How many of 100 rows that have a number have a smaller one, in tenths, interpolated between the quantiles.
@@ -183,6 +195,7 @@ class Contract:
         if self.format != CONTRACT_FORMAT:
             raise ContractError(f"contract format {self.format}; this version reads format {CONTRACT_FORMAT}")
         self._check_explanation()
+        self._check_parts()
         for task in self.tasks:
             thresholds = [segment.at_least for segment in task.segments]
             if thresholds != sorted(thresholds, reverse=True):
@@ -203,6 +216,20 @@ class Contract:
                 for stated in (error.scores, error.margins, error.shifted):
                     if not 0 <= stated.get(task.name, math.nan) < math.inf:  # never true of NaN
                         raise ContractError(f"{task.name}: the explainer {name} says no error")
+
+    def _check_parts(self) -> None:
+        """What attributions and importance are of."""
+        for name, explainer in self.explanation.explainers.items():
+            if explainer.by_feature != (name == BY_FEATURE):
+                raise ContractError(f"{BY_FEATURE} explains by feature, and no other explainer: not {name}")
+        importance = self.explanation.importance
+        features = [feature.name for feature in self.schema.features]
+        for figures, known in ((importance.groups, list(self.schema.groups)), (importance.features, features)):
+            for task_name, means in figures.items():
+                if unknown := sorted(means.keys() - set(known)):
+                    raise ContractError(f"{task_name}: importance of what is not explained: {', '.join(unknown[:3])}")
+                if not all(0 <= mean < math.inf for mean in means.values()):
+                    raise ContractError(f"{task_name}: importance is a mean of sizes")
 
     def to_json(self) -> bytes:
         return msgspec.json.format(self._canonical, indent=1)

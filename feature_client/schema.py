@@ -31,6 +31,8 @@ DAY_S = 86_400.0
 YEAR_S = 365.2425 * DAY_S
 MISSING, UNSEEN = 0, 1
 """Category indices in front of the vocabulary."""
+MOST_LANGUAGES = 32
+"""A gateway puts every category into words in each of them when it loads a release."""
 UNSEEN_WORD = "(unseen)"
 """What stands for a category that is not in the vocabulary, wherever people read."""
 
@@ -193,6 +195,8 @@ class FeatureSchema:
                 raise SchemaError(f"{view}: its join keys are not among {', '.join(sorted(entity))}")
         if ENGLISH not in self.texts:
             raise SchemaError(f"texts: {ENGLISH} is always there")
+        if len(self.texts) > MOST_LANGUAGES:
+            raise SchemaError(f"texts in {len(self.texts):,} languages; there may be {MOST_LANGUAGES}")
         for language, texts in self.texts.items():
             if unknown := sorted(texts.features.keys() - set(names)):
                 raise SchemaError(f"texts in {language} of unknown features: {', '.join(unknown)}")

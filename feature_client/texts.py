@@ -17,6 +17,13 @@ ENGLISH = "en"
 """The language that is always there, and that answers where none is asked for."""
 
 
+LONGEST_TEXT = 200
+"""Characters. The longest that we say has 85; a release may come from anybody, and each is written a thousand times."""
+
+MOST_PLACES = 2
+"""How often a text may hold the same place: what stands in one may hold others."""
+
+
 class TextError(RapportError):
     """A text that cannot be used; the message says which, and why."""
 
@@ -199,22 +206,32 @@ class Texts:
         NumberFormat(self.frames.number)
         if len(self.frames.months.split("|")) != 12:
             raise TextError("months are 12 names with | between them")
-        frames = asdict(self.frames)
-        for name, known in FRAME_PLACES.items():
-            _check(name, frames[name], known)
+        for name, text in asdict(self.frames).items():
+            _check(name, text, FRAME_PLACES.get(name))
         for feature, texts in self.features.items():
-            phrases = asdict(texts)
-            for name, known in PHRASE_PLACES.items():
-                _check(f"{feature}: {name}", phrases[name], known)
+            for name, text in asdict(texts).items():
+                _check(f"{feature}: {name}", text, PHRASE_PLACES.get(name))
+        for group, text in self.groups.items():
+            _check(f"group {group}", text, None)
+        for task, text in self.tasks.items():
+            _check(f"task {task}", text, None)
         for code, text in self.currencies.items():
             _check(f"currency {code}", text, ("number",))
         for unit, text in self.units.items():
+            _check(f"unit {unit}", text, None)
             if text.count("|") > 1 or set("{}") & set(text):
                 raise TextError(f"unit {unit}: {text!r} is not singular|plural")
 
 
-def _check(name: str, text: str, known: Collection[str]) -> None:
+def _check(name: str, text: str, known: Collection[str] | None) -> None:
+    """known: the places that it may have; None where it is words. Raises TextError."""
+    if len(text) > LONGEST_TEXT:
+        raise TextError(f"{name}: a text has at most {LONGEST_TEXT} characters, not {len(text):,}")
+    if known is None:
+        return
     try:
-        Template.parse(text, places(*known))
+        parsed = Template.parse(text, places(*known))
     except TextError as exc:
         raise TextError(f"{name}: {exc}") from exc
+    if any(parsed.other.count(Place(place)) > MOST_PLACES for place in known):
+        raise TextError(f"{name}: {text!r} has the same place more than {MOST_PLACES} times")

@@ -171,7 +171,7 @@ class Predictor:
             answered = await self._answered(places, asker)
             writing = time.monotonic()
             # Of what scores and reasons are made, they are the longest piece of work on the event loop.
-            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)))
+            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)), asker)
             asker.stages["encode"] = asker.stages.get("encode", 0.0) + time.monotonic() - writing
             asker.since = time.monotonic()
             return _response(answered, asker)
@@ -213,7 +213,8 @@ class Predictor:
         places = []
         for arm in arms:
             work = _work(arm, request, overrides, rejects_unknown)
-            asked = _chosen(arm.loaded, wanted, len(work)) if isinstance(wanted, Asked) else None
+            runs = 2 if work.compares else 1
+            asked = _chosen(arm.loaded, wanted, runs * len(work)) if isinstance(wanted, Asked) else None
             explainer = wanted if isinstance(wanted, str) else None if asked is None else asked.explainer
             weight = len(work)
             if explainer is not None:
@@ -221,7 +222,7 @@ class Predictor:
                     raise InvalidRequest(
                         "a version that answers these customers has no such explainer; ask for one version"
                     )
-                weight *= weight_of(arm.loaded.release.contract, explainer) * (2 if work.compares else 1)
+                weight *= weight_of(arm.loaded.release.contract, explainer) * runs
             places.append(Place(arm, asked, self.queues.of(arm.loaded, explainer), work, weight))
         weight = sum(place.weight for place in places)
         if wanted is None:
@@ -261,7 +262,7 @@ class SeveralArms(Exception):
 
 
 def _chosen(loaded: Loaded, asked: Asked, rows: int) -> Asked:
-    """Raises InvalidRequest."""
+    """rows: that its graph will run on, twice the entities where they are compared. Raises InvalidRequest."""
     contract = loaded.release.contract
     for position, task in enumerate(asked.tasks or ()):
         if task not in contract.task_names:

@@ -10,6 +10,8 @@ from feature_client.texts import ENGLISH
 
 MAX_ENTITIES = 1_000
 MAX_EXPLAINED = 32
+MAX_TASKS = 100
+"""Names in `tasks`: each is looked for among those of the model, on the event loop."""
 
 Id = Annotated[str, Meta(description='A join key\'s value, always a string: "17850".')]
 Overrides = dict[str, Override]
@@ -43,7 +45,7 @@ class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
         Meta(min_length=1, max_length=MAX_EXPLAINED, description="Whom to explain: join keys and their values."),
     ]
     tasks: Annotated[
-        Annotated[list[str], Meta(min_length=1)] | None,
+        Annotated[list[str], Meta(min_length=1, max_length=MAX_TASKS)] | None,
         Meta(description="Which tasks to explain; all by default."),
     ] = None
     top: Annotated[

@@ -57,7 +57,7 @@ class WhatIf:
             snapshot, explained = await self._snapshot(request, asker)
             answer = _as_it_is(question, snapshot, asker.request_id)
             if explained:
-                await self.predictor.turns.take([partial(_explain, loaded, question, snapshot)])
+                await self.predictor.turns.take([partial(_explain, loaded, question, snapshot)], asker)
             else:
                 answer.note += NO_REASONS
             if answer.prediction.scores is not None:

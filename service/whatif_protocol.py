@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from feature_client.schema import Override
-from service.protocol import Id, Overrides, Prediction
+from service.protocol import MAX_TASKS, Id, Overrides, Prediction
 
 MAX_GRID = 441
 """Points of a sweep: 21 values of one feature by 21 of another."""
@@ -39,7 +39,7 @@ class WhatIfRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Overrides | None, Meta(description="Values that hold for all of it, in place of the stored ones.")
     ] = None
     tasks: Annotated[
-        Annotated[list[str], Meta(min_length=1)] | None,
+        Annotated[list[str], Meta(min_length=1, max_length=MAX_TASKS)] | None,
         Meta(description="Tasks of the sweep and of the reasons; all by default."),
     ] = None
     sweep: Annotated[

@@ -108,6 +108,12 @@ def test_what_is_no_contract_is_a_contract_error(data: bytes) -> None:
         (("schema", "features", 0, "group"), "nowhere"),
         (("schema", "features", 0, "name"), "spend"),
         (("tasks", 0, "eligibility", "feature"), "country"),
+        (("explanation", "importance", "groups"), {"churn_90d": {"nowhere": 0.1}}),
+        (("explanation", "importance", "features"), {"churn_90d": {"nowhere": 0.1}}),
+        (("explanation", "importance", "features"), {"churn_90d": {"spend": -0.1}}),
+        (("explanation", "explainers", "fast", "by_feature"), True),
+        (("reference", "spend", "quantiles"), [1.0, 0.0]),
+        (("reference", "spend", "quantiles"), [0.0, 1e300]),
     ],
 )
 def test_a_contract_that_disagrees_with_itself_is_a_contract_error(path: tuple[Any, ...], value: Any) -> None:

@@ -117,6 +117,14 @@ def test_what_is_no_number_format_is_refused(example: str) -> None:
         ({"currencies": {"EUR": "{amount}"}}, "currency EUR: "),
         ({"units": {"days": "a|b|c"}}, "unit days: "),
         ({"units": {"days": "{day}"}}, "unit days: "),
+        ({"frames": {"raises": "{what}" * 3}}, "raises: .*more than 2 times"),
+        ({"frames": {"other": "x" * 201}}, "other: a text has at most 200"),
+        ({"features": {"spend": {"say": "x" * 2_000_000}}}, "say: a text has at most 200 characters, not 2,000,000"),
+        ({"features": {"spend": {"label": "x" * 201}}}, "spend: label: a text"),
+        ({"groups": {"spend": "x" * 201}}, "group spend: a text"),
+        ({"tasks": {"churn_90d": "x" * 201}}, "task churn_90d: a text"),
+        ({"currencies": {"EUR": "{number}" * 3}}, "currency EUR: .*more than 2 times"),
+        ({"units": {"days": "x" * 201}}, "unit days: a text"),
         ({"features": {"moon": {"say": "moon"}}}, "texts in de of unknown features: moon"),
     ],
 )
@@ -143,3 +151,9 @@ def test_texts_survive_the_json_of_a_contract() -> None:
 def test_english_is_always_there() -> None:
     with pytest.raises(SchemaError, match="en is always there"):
         FeatureSchema("shop", SCHEMA.entity, SCHEMA.features, {}, SCHEMA.groups, texts={"de": GERMAN})
+
+
+def test_a_contract_does_not_speak_every_language_there_is() -> None:
+    """Every category is put into words in each: a thousand languages of it would be a gateway's memory."""
+    with pytest.raises(SchemaError, match="in 33 languages; there may be 32"):
+        replace(SCHEMA, texts={"en": Texts()} | {f"l{number}": Texts() for number in range(32)})

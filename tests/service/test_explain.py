@@ -13,6 +13,7 @@ import requests
 from feature_client.contract import ATOL, RTOL
 from feature_client.release import Release, graph_file
 from model_export.verify import Session
+from service.explainers import Pace
 from tests.service.conftest import NOW, Start, rows_of
 from tests.service.test_canary import CROWD, canary, write_routes
 from tests.service.test_predict import close, explain, predict
@@ -81,6 +82,17 @@ def test_a_budget_buys_the_most_precise_and_one_that_is_too_small_is_said(url: s
     assert "tolerance_met" not in rich
 
 
+def test_a_budget_is_for_both_runs_where_it_is_compared(
+    url: str, customers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "expected_s", lambda _, rows: rows * 0.010)
+    overrides = {"features": {"orders_90d": 9.0}}
+
+    assert of_task(url, "purchase_30d", budget_ms=15)["within_budget"] is True
+    assert of_task(url, "purchase_30d", budget_ms=15, **overrides)["within_budget"] is False
+    assert of_task(url, "purchase_30d", budget_ms=25, **overrides)["within_budget"] is True
+
+
 # In which unit, in how much detail, in which words
 
 
@@ -124,6 +136,7 @@ def test_sentences_are_in_the_language_asked_for(url: str, customers: list[str])
         ({"budget_ms": 0}, "budget_ms"),
         ({"space": "probability"}, "space"),
         ({"detail": "everything"}, "detail"),
+        ({"tasks": ["churn_90d"] * 101}, "$.tasks"),
     ],
 )
 def test_what_cannot_be_is_refused_with_where_it_is(

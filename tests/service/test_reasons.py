@@ -44,7 +44,9 @@ def contract_of(schema: FeatureSchema) -> Contract:
     """With an explainer by groups and one by features, and numbers that are spread evenly from 0 to 100."""
     error = Errors(dict.fromkeys(TASKS, 0.04), dict.fromkeys(TASKS, 0.02), dict.fromkeys(TASKS, 0.1))
     shares = {"web": 0.5, "(unseen)": 0.125}
-    matters = {name: {"orders_90d": 3.0, "orders_30d": 2.0, "mean_gap_days": 5.0, "season_cos": 9.0} for name in TASKS}
+    weights = {"orders_90d": 3.0, "orders_30d": 2.0, "mean_gap_days": 5.0, "season_cos": 9.0}
+    known = {name: weight for name, weight in weights.items() if name in schema.by_name}
+    matters = dict.fromkeys(TASKS, known)
     return Contract(
         model="engagement",
         schema=schema,

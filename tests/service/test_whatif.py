@@ -595,6 +595,7 @@ CANNOT_BE: dict[str, tuple[object, str, str]] = {
     "held: text": ({**SWEEP, "features": {"orders_30d": SECRET}}, "invalid_feature", "features: orders_30d"),
     "held: list": ({**SWEEP, "features": [{}]}, "invalid_request", "$.features"),
     "unknown task": ({**SWEEP, "tasks": ["purchase_30d", SECRET]}, "invalid_request", "tasks[1]"),
+    "100 tasks": ({**SWEEP, "tasks": ["purchase_30d"] * 101}, "invalid_request", "$.tasks"),
     "no task": ({**SWEEP, "tasks": []}, "invalid_request", "$.tasks"),
     "top 0": ({**SWEEP, "top": 0}, "invalid_request", "$.top"),
     "no sweep": ({**SWEEP, "sweep": []}, "invalid_request", "$.sweep"),
