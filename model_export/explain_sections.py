@@ -169,11 +169,11 @@ class SectionWriter:
             f"{task.name}-dependence",
             "Value against contribution",
             f"Scatter plots of a customer's value against its contribution, for {'; '.join(labels)}.",
-            "Each dot is a customer: its value from left to right, what the value contributed from bottom to top. The "
-            "black line goes through the middle of the dots. Dots of one value lie at different heights because the "
-            "model looks at the other facts, too. Below: how common the values are. Grey bars: these customers. Thin "
-            "line, thick line and ring: the middle 90 %, the middle half and the median of the customers that the "
-            "model learned from; where there are none of them, the model is guessing.",
+            "Each dot is a customer: its value from left to right, what the value contributed from bottom to top; "
+            "triangles lie further out. The black line goes through the middle of the dots. Dots of one value lie at "
+            "different heights because the model looks at the other facts, too. Below: how common the values are. Grey "
+            "bars: these customers. Thin line, thick line and ring: the middle 90 %, the middle half and the median of "
+            "the customers that the model learned from; where there are none of them, the model is guessing.",
             draw.png(draw.dependence(panels, scale)),
         )
 

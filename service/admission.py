@@ -1,5 +1,7 @@
 """Who gets in: a request brings its deadline and its rows; more rows than can be answered are refused at the door."""
 
+import math
+import time
 from typing import NoReturn
 
 from service.errors import InvalidRequest, Overloaded
@@ -27,14 +29,22 @@ class Admission:
         self.metrics = metrics
         metrics.inflight(self.rows)
 
-    def enter(self, lane: str, rows: int) -> None:
-        """Whoever has entered leaves, whatever happens. A lane with nobody in it takes anybody. Raises Overloaded."""
-        if self.rows[lane] and self.rows[lane] + rows > self.limits[lane]:
-            self.refuse(lane, "inflight_rows")
-        self.rows[lane] += rows
+    def enter(self, lane: str, rows: int, row_s: float = 0.0, deadline: float = math.inf) -> None:
+        """Whoever has entered leaves, whatever happens. row_s: what a row of this lane takes, as far as is known.
+        deadline: monotonic; whoever is expected to be answered after it is told so at once.
 
-    def refuse(self, lane: str, reason: str) -> NoReturn:
-        """Raises Overloaded."""
+        A lane with nobody in it takes anybody: what is expected may be wrong, and would not be seen to be.
+        Raises Overloaded.
+        """
+        after = self.rows[lane] + rows
+        if self.rows[lane]:
+            if after > self.limits[lane]:
+                self._refuse(lane, "inflight_rows")
+            if row_s and time.monotonic() + row_s * after > deadline:
+                self._refuse(lane, "predicted_wait")
+        self.rows[lane] = after
+
+    def _refuse(self, lane: str, reason: str) -> NoReturn:
         self.metrics.shed(lane, reason)
         raise Overloaded
 

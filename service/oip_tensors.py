@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
+from feature_client.contract import EXPLAINERS
 from feature_client.golden import Tensors
 from feature_client.schema import FeatureSchema
 from service.admission import Admission
@@ -80,7 +81,8 @@ class TensorScorer:
         lane = "predict" if explainer is None else "explain"
         weight = len(rows) * (1 if explainer is None else weight_of(contract, explainer))
         asker.model, asker.rows = contract.model, len(rows)
-        self.admission.enter(lane, weight)
+        row_s = 0.0 if explainer is None else loaded.paces[EXPLAINERS[0]].row_s
+        self.admission.enter(lane, weight, row_s, asker.deadline)
         try:
             admitted = time.monotonic()
             asker.stages["admit"] = admitted - asker.since

@@ -6,7 +6,9 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
+
+import msgspec
 
 from feature_client.clock import Clock
 from feature_client.contract import EXPLAINERS
@@ -26,6 +28,7 @@ from service.protocol import (
     Prediction,
     PredictRequest,
     PredictResponse,
+    TaskExplanation,
 )
 from service.queues import Limits, Queues
 from service.reasons import Asked
@@ -33,6 +36,9 @@ from service.releases import Arm, Loaded, Releases, Served
 from service.scoring import Scored, Scorer, Work
 from service.shadow import Shadows
 from service.turns import Turns
+
+encode = msgspec.json.Encoder().encode
+Explanations = dict[str, TaskExplanation | None]
 
 Done = Callable[[PredictResponse | Exception], None]
 
@@ -79,7 +85,7 @@ class Predictor:
         self.metrics = metrics
         self.shadows = shadows
         self.queues = Queues(releases, limits, self._scoring)
-        self.turns = Turns()
+        self.turns = Turns(is_busy=lambda: admission.rows["predict"] > 0)
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
@@ -222,23 +228,25 @@ class Predictor:
         if wanted is None:
             self.admission.enter("predict", weight)
         else:
-            self._check_wait(arms[0].loaded, weight, asker)
-            self.admission.enter("explain", weight)
+            self.admission.enter("explain", weight, arms[0].loaded.paces[EXPLAINERS[0]].row_s, asker.deadline)
         admitted = time.monotonic()
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
         return places
 
-    def _check_wait(self, loaded: Loaded, weight: int, asker: Asker) -> None:
-        """Whoever would be explained too late is told so at once. Raises Overloaded."""
-        before = self.admission.rows["explain"]
-        expected_s = loaded.paces[EXPLAINERS[0]].expected_s(before + weight)
-        # Behind nobody it is tried: what is expected may be wrong, and would not be seen to be.
-        if before and time.monotonic() + expected_s > asker.deadline:
-            self.admission.refuse("explain", "predicted_wait")
-
     def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:
-        return Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows).score
+        scorer = Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows)
+        if explainer is None:
+            return scorer.score
+
+        async def score(
+            batch: Sequence[Work], seconds: float, has_read: Callable[[], None]
+        ) -> list[Scored | Exception]:
+            ends = time.monotonic() + seconds
+            await self.turns.give_way()
+            return await scorer.score(batch, ends - time.monotonic(), has_read)
+
+        return score
 
 
 async def _all(answers: Iterable[Awaitable[Sequence[Scored]]]) -> list[Sequence[Scored]]:
@@ -315,7 +323,8 @@ def _explain(loaded: Loaded, asked: Asked, part: Scored, prediction: Prediction,
         prediction.explanations = None
         return
     write = loaded.reasons.explanations
-    prediction.explanations = write(asked, part.encoded, part.outputs, row, part.as_of, prediction.not_applicable)
+    explanations = write(asked, part.encoded, part.outputs, row, part.as_of, prediction.not_applicable)
+    prediction.explanations = _written(explanations)
     before = part.before
     if before is not None and (place := before.places.get(row)) is not None:
         contract = loaded.release.contract
@@ -324,8 +333,14 @@ def _explain(loaded: Loaded, asked: Asked, part: Scored, prediction: Prediction,
         scores = dict(zip(contract.task_names, before.outputs["scores"][place].tolist(), strict=True))
         prediction.before = BeforeOverrides(
             {task: None if task in undefined else score for task, score in scores.items()},
-            write(asked, before.encoded, before.outputs, place, part.as_of, undefined),
+            _written(write(asked, before.encoded, before.outputs, place, part.as_of, undefined)),
         )
+
+
+def _written(explanations: Explanations) -> Explanations:
+    """As JSON already, which msgspec passes on as it stands: encoding 32 customers at once would be a long piece of
+    work on the event loop."""
+    return cast("Explanations", msgspec.Raw(encode(explanations)))
 
 
 def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:

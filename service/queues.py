@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Generic
 
 from service.coalescer import Coalescer, Item, Result, Run
-from service.protocol import MAX_EXPLAINED
 from service.releases import Loaded, Releases
 
-EXPLAINED_SLICE_ROWS = 8
-"""Entities that one request adds to a batch of explanations: a quarter of the largest request."""
+EXPLAINED_ROWS = 8
+"""Entities in one batch of explanations, a quarter of the largest request: reading and writing for more at once would
+hold up predictions on the same event loop."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Queues(Generic[Item, Result]):
             self._queues = {graph: entry for graph, entry in self._queues.items() if graph in live}
             queue = Coalescer(
                 self.run(loaded, explainer),
-                max_rows=self.limits.batch_rows if explainer is None else MAX_EXPLAINED,
-                slice_rows=self.limits.slice_rows if explainer is None else EXPLAINED_SLICE_ROWS,
-                in_flight=self.limits.batches_in_flight,
+                max_rows=self.limits.batch_rows if explainer is None else EXPLAINED_ROWS,
+                slice_rows=self.limits.slice_rows if explainer is None else EXPLAINED_ROWS,
+                in_flight=self.limits.batches_in_flight if explainer is None else 1,
             )
             self._queues[name] = loaded, queue
         return queue

@@ -1,5 +1,7 @@
 """Who gets in: rows are counted by lane, and nobody is too large for a lane that is empty."""
 
+import time
+
 import pytest
 
 from service.admission import Admission
@@ -63,10 +65,12 @@ def test_who_is_refused_counts_for_nothing(admission: Admission) -> None:
     assert set(admission.rows.values()) == {0}
 
 
-def test_who_is_refused_for_another_reason_is_counted_by_it(admission: Admission) -> None:
-    with pytest.raises(Overloaded):
-        admission.refuse("explain", "predicted_wait")
+def test_who_would_be_answered_too_late_is_refused_at_once_behind_others(admission: Admission) -> None:
+    now = time.monotonic()
+    admission.enter("explain", 10, row_s=1.0, deadline=now + 5)  # nobody is before it: it is tried
+    admission.enter("explain", 10, row_s=1.0, deadline=now + 60)
 
+    with pytest.raises(Overloaded):
+        admission.enter("explain", 10, row_s=1.0, deadline=now + 15)
     assert shed(admission, "explain", "predicted_wait") == 1
-    assert shed(admission, "explain") == 0
-    assert set(admission.rows.values()) == {0}
+    assert admission.rows["explain"] == 20
