@@ -24,7 +24,7 @@ def test_whoever_needs_the_loop_waits_for_one_piece_whoever_has_how_many() -> No
             await asyncio.sleep(0)
 
     async def scenario() -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         pieces = {name: [partial(done.append, name) for _ in range(3)] for name in "ab"}
         await asyncio.gather(other(), *(turns.take(some, PATIENT) for some in pieces.values()))
 
@@ -39,7 +39,7 @@ def test_a_piece_that_fails_is_its_owners_error_and_holds_up_nobody() -> None:
         raise ValueError("mine")
 
     async def scenario() -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         done: list[str] = []
         with pytest.raises(ValueError, match="mine"):
             await turns.take([fail], PATIENT)
@@ -58,7 +58,7 @@ def test_nothing_is_begun_after_the_deadline_and_the_next_one_is_not_held_up() -
         hurried.deadline = time.monotonic()
 
     async def scenario() -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         with pytest.raises(DeadlineExceeded):
             await turns.take([late, partial(done.append, "never")], hurried)
         await turns.take([partial(done.append, "next")], PATIENT)
@@ -66,3 +66,21 @@ def test_nothing_is_begun_after_the_deadline_and_the_next_one_is_not_held_up() -
     asyncio.run(scenario())
 
     assert done == ["late", "next"]
+
+
+def test_pieces_wait_for_predictions_but_not_for_ever() -> None:
+    async def scenario() -> None:
+        under_way = True
+        turns = Turns(lambda: under_way)
+        done: list[str] = []
+        waiting = asyncio.create_task(turns.take([partial(done.append, "given way")], PATIENT))
+        await asyncio.sleep(0)
+        assert done == []
+        under_way = False
+        await waiting
+        assert done == ["given way"]
+        under_way = True
+        await turns.take([partial(done.append, "all the same")], PATIENT)
+        assert done == ["given way", "all the same"]
+
+    asyncio.run(scenario())
