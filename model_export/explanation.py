@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feature_client.contract import RTOL, Errors, Explainer, Explanation, Importance, eligible_rows
+from feature_client.contract import (
+    RTOL,
+    Errors,
+    Explainer,
+    Explanation,
+    Importance,
+    attribution_scale,
+    discrepancy,
+    eligible_rows,
+)
 from feature_client.schema import FeatureSchema
 from model_export.attribution import EXACT_GROUPS, Estimate, EstimatedShapley, ExactShapley, ExplainedNetwork
 from model_export.background import choose_background, draw_probes
@@ -32,6 +41,7 @@ from model_export.game import (
     Floats,
     Game,
     Ints,
+    base_outcomes,
     coalitions_for,
     group_owners,
     lift,
@@ -43,6 +53,9 @@ from model_export.rows import Dataset, Rows
 
 MAX_GROUPS = 12
 """DESIGN.md 7. With more, a thousand coalitions are no reference to fit anything to."""
+
+MIN_GROUPS = 2
+"""One alone contributes all that there is."""
 
 SHIFTED_SHARE = 0.1
 """Of the rows fitted to: their columns are shuffled. It halves the error on customers like nobody."""
@@ -174,8 +187,11 @@ def explain(
 
     cache: a directory. Raises AttributionError where an error is above its bound.
     """
-    if len(dataset.schema.groups) > MAX_GROUPS:
-        raise AttributionError(f"{len(dataset.schema.groups)} groups; explanations take at most {MAX_GROUPS}")
+    groups = len(dataset.schema.groups)
+    if groups > MAX_GROUPS:
+        raise AttributionError(f"{groups} groups; explanations take at most {MAX_GROUPS}")
+    if groups < MIN_GROUPS:
+        raise AttributionError(f"{groups} group; a score is explained by what at least {MIN_GROUPS} contribute")
     if cache is None:
         return _make(network, dataset, sample, settings, np.random.default_rng(seed))
     kept = cache / f"{_digest(network, dataset, sample, settings, seed)}.npz"
@@ -197,10 +213,16 @@ def attributions_of(graph: ExplainedNetwork, sample: Sample) -> Floats:
     return np.concatenate(found)
 
 
-def relative_errors(found: Floats | Doubles, exact: Doubles) -> Doubles:
-    """Of attributions [rows, 2 T, P]: mean |difference| over mean |exact|, [2 T]."""
+def relative_errors(found: Floats | Doubles, exact: Doubles, base: Doubles | float = 0.0) -> Doubles:
+    """Of attributions [rows, 2 T, P]: mean |difference| over mean |exact|, [2 T].
+
+    base [2 T]: what the attributions start from. Of an outcome that hardly ever differs from it, attributions are
+    below what float32 resolves; they count as large as that.
+    """
     sizes = np.abs(exact).mean(axis=(0, 2))
-    return np.asarray(np.abs(found - exact).mean(axis=(0, 2)) / np.maximum(sizes, np.finfo(np.float64).tiny))
+    resolved = RTOL * (np.abs(base) + sizes * exact.shape[2])
+    sizes = np.maximum(np.maximum(sizes, resolved), np.finfo(np.float64).tiny)
+    return np.asarray(np.abs(found - exact).mean(axis=(0, 2)) / sizes)
 
 
 def hold(name: str, error: Errors, bound: float) -> None:
@@ -288,25 +310,33 @@ def _judge(
     # What is measured against sampled attributions misses their own error; together they bound the whole.
     reference = np.zeros(exact.shape[1]) if complete else _sampling_error(game, rows[few].lifted(game.network), rng)
 
-    def judged(name: str, method: str, count: slice) -> Explainer:
+    base = base_outcomes(game.network, game.background)
+
+    def judged(name: str, method: str) -> Explainer:
         graph = explained.graph(game.network, schema, name)
-        usual = relative_errors(attributions_of(graph, rows[count]), exact[count]) + reference
-        strange = relative_errors(attributions_of(graph, shifted[count]), exact_shifted[count]) + reference
+        usual = relative_errors(attributions_of(graph, rows), exact, base) + reference
+        strange = relative_errors(attributions_of(graph, shifted), exact_shifted, base) + reference
         scores, margins = (dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2))
         in_strange = dict(zip(tasks, strange.tolist(), strict=False))
         return Explainer(method, graph.rows, Errors(scores, margins, in_strange))
 
     fitted = "shapley-fitted" if complete else f"shapley-sampled-{len(game.coalitions)}-fitted"
     explainers = {
-        name: judged(name, f"{fitted}-{len(estimate.taken)}", slice(None))
-        for name, estimate in explained.estimates.items()
+        name: judged(name, f"{fitted}-{len(estimate.taken)}") for name, estimate in explained.estimates.items()
     }
     if complete and len(schema.groups) <= EXACT_GROUPS:
-        rounded = judged("exact", "shapley-exact", few)
-        hold("exact", rounded.error, RTOL)  # what float32 rounds off
-        none = dict.fromkeys(tasks, 0.0)
-        explainers["exact"] = replace(rounded, error=Errors(none, none, none))
+        graph, none = explained.graph(game.network, schema, "exact"), dict.fromkeys(tasks, 0.0)
+        for what, sample, values in (("held-out", rows, exact), ("shuffled", shifted, exact_shifted)):
+            _hold_exact(attributions_of(graph, sample[few]), values[few], base, what)
+        explainers["exact"] = Explainer("shapley-exact", graph.rows, Errors(none, none, none))
     return explainers
+
+
+def _hold_exact(found: Floats, exact: Doubles, base: Doubles, what: str) -> None:
+    """Raises AttributionError where float32 rounds off more than what still counts as equal."""
+    worst = float(discrepancy(found, exact, attribution_scale(exact, base[None])).max())
+    if not worst <= 1.0:  # also true of NaN
+        raise AttributionError(f"exact explanations of {what} rows are off by {worst:.3g} times what is allowed")
 
 
 def _fit_detail(game: FeatureGame, target: Target, settings: Settings, rng: np.random.Generator) -> DetailEstimate:
@@ -328,11 +358,12 @@ def _judge_detail(
 ) -> Explainer:
     """Against drawn values, whose own error is thereby part of what is stated."""
     rows, tasks = sample[: settings.features_held_out], [task.name for task in dataset.tasks]
-    graph = explained.graph(game.network, dataset.schema, FEATURES)
+    graph, base = explained.graph(game.network, dataset.schema, FEATURES), base_outcomes(game.network, game.background)
 
     def errors(rows: Sample, label: str) -> Doubles:
         customers, orders = rows.lifted(game.network), settings.features_held_out_orders
-        return relative_errors(attributions_of(graph, rows), sample_owen(game, customers, orders, rng, label))
+        drawn = sample_owen(game, customers, orders, rng, label)
+        return relative_errors(attributions_of(graph, rows), drawn, base)
 
     usual = errors(rows, "features of held-out rows")
     strange = errors(rows.shuffled(rng), "features of shuffled rows")
@@ -348,7 +379,8 @@ def _sampling_error(game: Game, customers: Floats, rng: np.random.Generator) -> 
         replace(game, coalitions=sampled_coalitions(players, count, rng)).attributions(customers, "sampling error")
         for _ in range(2)
     )
-    return np.asarray(relative_errors(first, second) / np.sqrt(2.0))
+    base = base_outcomes(game.network, game.background)
+    return np.asarray(relative_errors(first, second, base) / np.sqrt(2.0))
 
 
 def _rows_to_fit(dataset: Dataset, count: int, rng: np.random.Generator) -> Sample:

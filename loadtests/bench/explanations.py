@@ -138,12 +138,14 @@ def explain_error(plan: Plan) -> Iterator[Row]:
             told = ", ".join(f"{task} {error:.3f}" for task, error in zip(release.tasks, errors, strict=True))
             yield Row(
                 _named("explain_error", name),
-                f"error against exact values, {len(rows['numeric'])} real rows, worst task, {_told(explainer)}",
+                f"error{' of sums by group' if explainer.by_feature else ''} against exact values, "
+                f"{len(rows['numeric'])} real rows, worst task, {_told(explainer)}",
                 (float(max(errors)),),
                 "of 1",
                 mark=MARK_ERROR if name == FAST else None,
                 details={"errors": errors.tolist(), "stated": explainer.error},
-                absolute=f"{told}; the aim is {AIM_ERROR:g}, the contract says {explainer.error:.3f}",
+                absolute=f"{told}; the aim is {AIM_ERROR:g}, the contract says {explainer.error:.3f}"
+                + (" of single features" if explainer.by_feature else ""),
             )
 
 

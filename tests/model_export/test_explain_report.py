@@ -22,7 +22,7 @@ from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
 from feature_client.schema import Feature
 from model_export import explain_figures as draw
-from model_export.explain_report import Report, report_workspace, write_report
+from model_export.explain_report import Report, _of_groups, report_workspace, write_report
 from model_export.explain_sample import Answers, Sample, ask, draw_sample
 from model_export.explain_sections import SectionWriter, unique_labels, write_number
 from model_export.pipeline import Run, write_run
@@ -134,6 +134,14 @@ def test_the_figures_of_groups_are_those_of_the_most_exact_graph(
     labels = list(pristine.contract.schema.groups.values())
 
     check_importance(page, pristine, sample, answers, labels, "Group")
+
+
+def test_the_most_exact_graph_may_be_a_cheap_one(pristine: Release) -> None:
+    """Of three groups, every coalition is fewer rows than an estimate takes."""
+    stated = pristine.contract.explanation
+    cheap = {**stated.explainers, "exact": replace(stated.explainers["exact"], rows=49)}
+    contract = replace(pristine.contract, explanation=replace(stated, explainers=cheap))
+    assert _of_groups(contract, None) == "exact"
 
 
 def test_the_figures_of_features_are_those_of_the_graph_of_features(

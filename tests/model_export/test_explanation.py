@@ -11,6 +11,7 @@ from torch import Tensor
 from feature_client.contract import Errors, Explanation
 from feature_client.release import Release
 from feature_client.schema import FeatureSchema
+from model_export.attribution import ExactShapley
 from model_export.explanation import Explained, Sample, Settings, attributions_of, explain, hold, relative_errors
 from model_export.game import AttributionError
 from model_export.network import Network
@@ -201,6 +202,38 @@ def test_with_more_groups_coalitions_are_sampled_and_their_own_error_counts(data
 def test_more_groups_than_can_be_sampled_are_refused(network: Network, dataset: Dataset) -> None:
     with pytest.raises(AttributionError, match="13 groups; explanations take at most 12"):
         explain(network, regrouped(dataset, 13), sample_of(dataset), FASTER, seed=0)
+
+
+def test_one_group_alone_is_refused(network: Network, dataset: Dataset) -> None:
+    with pytest.raises(AttributionError, match="1 group; a score is explained by what at least 2 contribute"):
+        explain(network, regrouped(dataset, 1), sample_of(dataset), FASTER, seed=0)
+
+
+@pytest.mark.parametrize("how", ["hardly varies", "never varies"])
+def test_a_score_that_is_nearly_the_same_for_everybody_is_explained(how: str, run: Run, dataset: Dataset) -> None:
+    """As of a task with one label only. Contributions are then below what float32 resolves of the score."""
+    flat = Network(run.contract.schema, run.contract.tasks)
+    flat.load_state_dict(dict(run.weights))
+    with torch.no_grad():
+        flat.heads.weight[1].mul_(0.0 if how == "never varies" else 1e-3)
+        flat.heads.bias[1] = 8.0
+    explained, stated = explain(flat.eval(), dataset, sample_of(dataset), FASTER, seed=0)
+    assert all(one.error.scores["churn_90d"] < 0.5 for one in stated.explainers.values())
+    found = attributions_of(explained.graph(flat, dataset.schema, "fast"), sample_of(dataset))
+    assert np.abs(found[:, 1]).max() < 1e-5
+
+
+def test_an_exact_graph_that_is_not_what_it_says_is_refused(
+    network: Network, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(*arguments: object) -> ExactShapley:
+        graph = ExactShapley(*arguments)  # type: ignore[arg-type]
+        graph.weights *= 1.001
+        return graph
+
+    monkeypatch.setattr("model_export.explanation.ExactShapley", spoiled)
+    with pytest.raises(AttributionError, match=r"exact explanations of held-out rows are off by \d+"):
+        explain(network, dataset, sample_of(dataset), FASTER, seed=0)
 
 
 def test_a_release_without_an_exact_graph_is_exported_verified_and_published(
