@@ -87,13 +87,15 @@ class Explainer:
     """One explanation graph of a release. method: what computes its attributions, as in `shapley-fitted-64`.
 
     rows: how many rows of the network one explained customer costs. by_feature: attributions are of single features,
-    in the order of the schema, and not of groups.
+    in the order of the schema, and not of groups. bound: of its errors in scores and in margins; what errs more is not
+    released.
     """
 
     method: str
     rows: int
     error: Errors
     by_feature: bool = False
+    bound: float = 1.0
 
     @property
     def entities_at_once(self) -> int:
@@ -216,6 +218,8 @@ class Contract:
                 for stated in (error.scores, error.margins, error.shifted):
                     if not 0 <= stated.get(task.name, math.nan) < math.inf:  # never true of NaN
                         raise ContractError(f"{task.name}: the explainer {name} says no error")
+                if not max(error.scores[task.name], error.margins[task.name]) <= explainer.bound:
+                    raise ContractError(f"{task.name}: the explainer {name} errs more than its bound")
 
     def _check_parts(self) -> None:
         """What attributions and importance are of."""

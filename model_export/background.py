@@ -57,10 +57,10 @@ def choose_background(network: Network, population: Floats, probes: Probes, coun
 def _covariance(network: Network, population: Floats, probes: Probes) -> Doubles:
     """[M, M]: of the standardised outcomes of all probes, about their means over the population."""
     rows = torch.from_numpy(population)
-    values = []
-    for customer, taken in zip(torch.from_numpy(probes.customers), torch.from_numpy(probes.taken), strict=True):
-        values.append(outcomes(network, torch.where(taken, customer, rows)))
-    every = np.stack(values)  # [Q, M, 2 T]
+    every = np.empty((len(probes.customers), len(rows), 2 * len(network.kinds)), dtype=np.float32)
+    pairs = zip(torch.from_numpy(probes.customers), torch.from_numpy(probes.taken), strict=True)
+    for probe, (customer, taken) in enumerate(pairs):
+        every[probe] = outcomes(network, torch.where(taken, customer, rows))
     means = every.mean(axis=1, keepdims=True)
     every = (every - means) / np.maximum(means.std(axis=0), np.finfo(np.float32).tiny)
     flat = every.transpose(0, 2, 1).reshape(-1, len(population)).astype(np.float64)

@@ -50,8 +50,10 @@ class MaskedRows:
     def outcomes(self, network: Network, customers: Floats) -> Floats:
         """customers [n, L] -> [n, R, 2 T]."""
         taken, references = torch.from_numpy(self.taken), torch.from_numpy(self.references)
-        found = [outcomes(network, torch.where(taken, row, references)) for row in torch.from_numpy(customers)]
-        return np.stack(found)
+        found = np.empty((len(customers), len(self), 2 * len(network.kinds)), dtype=np.float32)
+        for row, customer in enumerate(torch.from_numpy(customers)):
+            found[row] = outcomes(network, torch.where(taken, customer, references))
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ from model_export.estimators import Target, draw_masked_rows, fit, select
 from model_export.game import (
     AttributionError,
     Background,
+    Bools,
     Doubles,
     Floats,
     Game,
@@ -213,16 +214,29 @@ def attributions_of(graph: ExplainedNetwork, sample: Sample) -> Floats:
     return np.concatenate(found)
 
 
-def relative_errors(found: Floats | Doubles, exact: Doubles, base: Doubles | float = 0.0) -> Doubles:
+def relative_errors(
+    found: Floats | Doubles, exact: Doubles, base: Doubles | float = 0.0, counts: Bools | None = None
+) -> Doubles:
     """Of attributions [rows, 2 T, P]: mean |difference| over mean |exact|, [2 T].
 
     base [2 T]: what the attributions start from. Of an outcome that hardly ever differs from it, attributions are
-    below what float32 resolves; they count as large as that.
+    below what float32 resolves; they count as large as that. counts [rows, 2 T]: for whom an outcome is defined; None:
+    for all, as where it is for nobody.
     """
-    sizes = np.abs(exact).mean(axis=(0, 2))
+    weights = np.ones(exact.shape[:2]) if counts is None else np.where(counts.any(axis=0), counts, 1.0)
+
+    def mean(sizes: Doubles) -> Doubles:
+        return np.asarray((sizes.mean(axis=2) * weights).sum(axis=0) / weights.sum(axis=0))
+
+    sizes = mean(np.abs(exact))
     resolved = RTOL * (np.abs(base) + sizes * exact.shape[2])
     sizes = np.maximum(np.maximum(sizes, resolved), np.finfo(np.float64).tiny)
-    return np.asarray(np.abs(found - exact).mean(axis=(0, 2)) / sizes)
+    return np.asarray(mean(np.abs(found - exact)) / sizes)
+
+
+def defined(dataset: Dataset, rows: Sample) -> Bools:
+    """For whom scores and margins are: [rows, 2 T]."""
+    return np.tile(eligible_rows(dataset.schema, dataset.tasks, rows.numeric), 2)
 
 
 def hold(name: str, error: Errors, bound: float) -> None:
@@ -279,11 +293,12 @@ def _make(
     detail = _fit_detail(features, target.first(settings.features_fitted), settings, rng)
     explained = Explained(background, typical, {"fast": fast, "precise": fit(network, rows, target)}, detail)
 
-    explainers = _judge(explained, game, schema, tasks, sample[: settings.held_out], rng)
+    explainers = _judge(explained, game, dataset, sample[: settings.held_out], rng)
     explainers[FEATURES] = _judge_detail(explained, features, dataset, sample, settings, rng)
     bounds = {"fast": settings.fast_bound, "precise": settings.precise_bound, FEATURES: settings.features_bound}
     for name, bound in bounds.items():
         hold(name, explainers[name].error, bound)
+        explainers[name] = replace(explainers[name], bound=bound)
     explanation = Explanation(
         background_rows=len(background.rows),
         base=dict(zip(tasks, target.base.tolist(), strict=False)),
@@ -297,12 +312,12 @@ def _make(
 def _judge(
     explained: Explained,
     game: Game,
-    schema: FeatureSchema,
-    tasks: Sequence[str],
+    dataset: Dataset,
     rows: Sample,
     rng: np.random.Generator,
 ) -> dict[str, Explainer]:
-    """What each graph is worth on rows that took no part in the fit."""
+    """What each graph is worth on rows that took no part in the fit, of those for whom a task is defined."""
+    schema, tasks = dataset.schema, [task.name for task in dataset.tasks]
     shifted, few = rows.shuffled(rng), slice(FEW)
     exact = game.attributions(rows.lifted(game.network), "held-out rows")
     exact_shifted = game.attributions(shifted.lifted(game.network), "shuffled rows")
@@ -314,8 +329,9 @@ def _judge(
 
     def judged(name: str, method: str) -> Explainer:
         graph = explained.graph(game.network, schema, name)
-        usual = relative_errors(attributions_of(graph, rows), exact, base) + reference
-        strange = relative_errors(attributions_of(graph, shifted), exact_shifted, base) + reference
+        usual = relative_errors(attributions_of(graph, rows), exact, base, defined(dataset, rows)) + reference
+        found = attributions_of(graph, shifted)
+        strange = relative_errors(found, exact_shifted, base, defined(dataset, shifted)) + reference
         scores, margins = (dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2))
         in_strange = dict(zip(tasks, strange.tolist(), strict=False))
         return Explainer(method, graph.rows, Errors(scores, margins, in_strange))
@@ -328,7 +344,7 @@ def _judge(
         graph, none = explained.graph(game.network, schema, "exact"), dict.fromkeys(tasks, 0.0)
         for what, sample, values in (("held-out", rows, exact), ("shuffled", shifted, exact_shifted)):
             _hold_exact(attributions_of(graph, sample[few]), values[few], base, what)
-        explainers["exact"] = Explainer("shapley-exact", graph.rows, Errors(none, none, none))
+        explainers["exact"] = Explainer("shapley-exact", graph.rows, Errors(none, none, none), bound=0.0)
     return explainers
 
 
@@ -363,7 +379,7 @@ def _judge_detail(
     def errors(rows: Sample, label: str) -> Doubles:
         customers, orders = rows.lifted(game.network), settings.features_held_out_orders
         drawn = sample_owen(game, customers, orders, rng, label)
-        return relative_errors(attributions_of(graph, rows), drawn, base)
+        return relative_errors(attributions_of(graph, rows), drawn, base, defined(dataset, rows))
 
     usual = errors(rows, "features of held-out rows")
     strange = errors(rows.shuffled(rng), "features of shuffled rows")

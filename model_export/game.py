@@ -140,13 +140,15 @@ class Game:
             base_outcomes(self.network, self.background),
             outcomes(self.network, torch.from_numpy(customers)),
         )
-        found = []
-        for customer, own in zip(torch.from_numpy(customers), tqdm(everybody, desc=label, unit="row"), strict=True):
+        # In one array: small ones between the large temporary ones would keep the allocator from using those again.
+        found = np.empty((*everybody.shape, self.coalitions.members.shape[1]))
+        steps = tqdm(everybody, desc=label, unit="row")
+        for row, (customer, own) in enumerate(zip(torch.from_numpy(customers), steps, strict=True)):
             mixed = torch.where(taken, customer, references).flatten(0, 1)
             every = outcomes(self.network, mixed).reshape(len(taken), len(references), -1)
             between = np.einsum("ckt,k->ct", every, weights)
-            found.append((self.coalitions.weights @ np.vstack([nobody, between, own])).T)
-        return np.stack(found)
+            found[row] = (self.coalitions.weights @ np.vstack([nobody, between, own])).T
+        return found
 
 
 def group_owners(network: Network, schema: FeatureSchema) -> Ints:

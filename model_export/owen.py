@@ -52,7 +52,10 @@ def sample_owen(game: FeatureGame, customers: Floats, orders: int, rng: np.rando
 
     label: of the progress bar. A customer has orders of its own, so errors are independent.
     """
-    return np.stack([_one(game, customer, orders, rng) for customer in tqdm(customers, desc=label, unit="row")])
+    found = np.empty((len(customers), 2 * len(game.network.kinds), len(game.groups)))
+    for row, customer in enumerate(tqdm(customers, desc=label, unit="row")):
+        found[row] = _one(game, customer, orders, rng)
+    return found
 
 
 def draw_orders(groups: Ints, pairs: int, rng: np.random.Generator) -> Ints:

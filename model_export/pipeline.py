@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from feature_client.contract import Contract
@@ -61,12 +62,13 @@ class Run:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: its threads spin while they wait for each other, which on a busy machine made training of
-    so small a network 15 times slower; and sums do not depend on the number of cores."""
+    """Torch and BLAS on one thread: torch's spin while they wait for each other, which on a busy machine made training
+    of so small a network 15 times slower; and sums do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(threads)
 

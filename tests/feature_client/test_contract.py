@@ -170,6 +170,16 @@ def test_an_error_that_is_no_size_and_a_base_that_is_no_number_are_refused(error
             replace(CONTRACT, explanation=explanation)
 
 
+def test_an_explainer_that_errs_more_than_its_bound_is_no_part_of_a_release() -> None:
+    fast = CONTRACT.explanation.explainers["fast"]
+    missed = {**NONE, "spend_90d": 0.09}
+    for error in (replace(fast.error, scores=missed), replace(fast.error, margins=missed)):
+        bounded = {bound: {"fast": replace(fast, error=error, bound=bound)} for bound in (0.08, 0.09)}
+        replace(CONTRACT, explanation=replace(CONTRACT.explanation, explainers=bounded[0.09]))
+        with pytest.raises(ContractError, match="spend_90d: the explainer fast errs more than its bound"):
+            replace(CONTRACT, explanation=replace(CONTRACT.explanation, explainers=bounded[0.08]))
+
+
 def test_a_graph_gives_scores_and_that_of_an_explainer_what_they_and_their_margins_are_made_of() -> None:
     fast = CONTRACT.explanation.explainers["fast"]
     explainers = {"fast": fast, "features": replace(fast, by_feature=True)}

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from model_export.pipeline import Run, publish_run
 from model_export.rows import Dataset
 from tests.model_export.tiny_release import LIGHT
 
+ROOT = Path(__file__).parents[2]
 FASTER = replace(LIGHT, rows=120, selecting_rows=120, candidates=100, held_out=20)
 
 
@@ -245,3 +249,28 @@ def test_a_release_without_an_exact_graph_is_exported_verified_and_published(
     without = replace(run, contract=replace(run.contract, explanation=explanation))
     release: Release = publish_run(without, tmp_path)
     assert set(release.explain_names) == {"fast", "precise", "features"}
+
+
+def test_an_explanation_does_not_depend_on_the_number_of_cores() -> None:
+    """Nor does anything else of a release: torch and BLAS would sum in another order with more threads."""
+    script = "from tests.model_export.tiny_release import tiny_run\nprint(tiny_run(rows=600, epochs=1).contract.digest)"
+    digests = set()
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        run = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        digests.add(run.stdout.split()[-1])
+    assert len(digests) == 1
+
+
+def test_errors_are_of_those_for_whom_an_outcome_is_defined() -> None:
+    exact = np.ones((4, 2, 3))
+    found = exact.copy()
+    found[2:, 0] += 0.5  # rows for which the first is not defined
+    counts = np.array([[True, False], [True, False], [False, False], [False, False]])
+
+    assert relative_errors(found, exact).tolist() == [0.25, 0.0]
+    assert relative_errors(found, exact, counts=counts).tolist() == [0.0, 0.0]
+    found[:, 1] += 0.1
+    assert relative_errors(found, exact, counts=counts)[1] == pytest.approx(0.1)  # defined for nobody: of all
