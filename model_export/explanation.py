@@ -100,15 +100,15 @@ class Settings:
     features_fitted: int = 2_000
     """Rows that attributions of single features are fitted to, of `rows`, and how many orders are drawn for each."""
 
-    features_orders: int = 96
+    features_orders: int = 128
     features_selecting: int = 800
     features_candidates: int = 128
     features_rows: int = 48
     """Masked rows at which the slopes of the trunk are taken."""
 
     features_held_out: int = 128
-    features_held_out_orders: int = 256
-    features_bound: float = 0.30
+    features_held_out_orders: int = 512
+    features_bound: float = 0.40
 
 
 FULL = Settings()
