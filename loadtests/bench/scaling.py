@@ -1,11 +1,15 @@
 """What a request costs when more comes together: entities in it, customers in the store, models in the gateway."""
 
+import http.client
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from loadtests.answers import WrongAnswer
 from loadtests.bench.home import Home, PreparationError, client, local_redis, rapport
 from loadtests.bench.plan import Plan, ratios
 from loadtests.bench.report import Row, absolute
@@ -16,6 +20,8 @@ CLIENTS = 16
 ASKED = 100_000
 """Customers of a large store that are asked about: more would only fill the memory of the load."""
 MODEL = "engagement"
+TIMEOUT_S = 300.0
+"""Until every model is loaded: each has five graphs, which are measured and proven one after the other."""
 
 
 def batch(plan: Plan) -> Iterator[Row]:
@@ -89,6 +95,7 @@ def models(plan: Plan) -> Iterator[Row]:
         gateway(plan.home, plan.cores) as alone,
         gateway(plan.home, plan.cores, models=repository, name="many models", model=MODEL) as many,
     ):
+        wait_for_models(many, names)
         memory = {"mib_alone": alone.server.resident_mib(), "mib_many": many.server.resident_mib()}
         for name, what, bodies, clients, mark in (
             ("models", "loaded, one asked, 16 clients", to_one, CLIENTS, 1.1),
@@ -114,6 +121,21 @@ def models(plan: Plan) -> Iterator[Row]:
                 absolute=absolute([one.cpu_us for one, _ in pairs], [other.cpu_us for _, other in pairs], "us")
                 + f"; {memory['mib_many']:.0f} against {memory['mib_alone']:.0f} MiB",
             )
+
+
+def wait_for_models(target: Target, names: Sequence[str]) -> None:
+    """A gateway is ready with its first model; until it has them all. Raises WrongAnswer."""
+    ends = time.monotonic() + TIMEOUT_S
+    while True:
+        connection = http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=TIMEOUT_S)
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {target.key}"})
+        served = {model["model"] for model in json.load(connection.getresponse())["models"]}
+        connection.close()
+        if served.issuperset(names):
+            return
+        if time.monotonic() > ends:
+            raise WrongAnswer(f"{target.name}: {len(served)} of {len(names)} models are served")
+        time.sleep(0.1)
 
 
 def copies(home: Home, address: str, wanted: int) -> list[str]:
