@@ -210,7 +210,7 @@ def test_who_is_refused_at_the_door_is_counted_once(start: Start, customers: lis
 
     assert (first, second, headers[b"retry-after"]) == (503, 503, b"1")
     assert total(url, "rapport_shed_total", lane="predict") == 2
-    assert total(url, "rapport_requests_total", code="503") == 2
+    assert total(url, "rapport_requests_total", route="/v1/predict", code="503") == 2
 
 
 @pytest.mark.parametrize("first", [b"/v1/predict", b"/v1/predict?asgi"])
