@@ -246,7 +246,10 @@ def test_another_ranking_is_held_with_the_task_named(pairs: Path) -> None:
 
     assert found["verdict"] == "hold"
     assert any(reason.startswith("purchase_30d: customers are ranked differently") for reason in found["reasons"])
-    assert not any(reason.startswith(("churn_90d", "spend_90d")) for reason in found["reasons"])
+    # Scores of the others are what they were. Their explanations are not: estimates take outcomes of all tasks, and
+    # were fitted to the network before its weights were edited.
+    others = [reason for reason in found["reasons"] if reason.startswith(("churn_90d", "spend_90d"))]
+    assert not any("ranked" in reason or "shifts" in reason for reason in others)
 
 
 def test_the_same_ranking_at_another_level_is_held_for_the_shift_alone(pairs: Path) -> None:
