@@ -10,6 +10,10 @@ from service.reasons import Asked, error_of
 LEARNING_RATE = 0.1
 """How much of a new measurement goes into what is expected."""
 
+OUTLIER = 11.0
+"""A run that took more times what was expected counts for so many: one that hung must not refuse all others. It may
+still double what is expected."""
+
 
 class Pace:
     """How long a graph takes for one explained entity, as it was seen lately through this backend."""
@@ -18,7 +22,7 @@ class Pace:
         self.row_s = row_s
 
     def seen(self, rows: int, seconds: float) -> None:
-        self.row_s += LEARNING_RATE * (seconds / rows - self.row_s)
+        self.row_s += LEARNING_RATE * (min(seconds / rows, OUTLIER * self.row_s) - self.row_s)
 
     def expected_s(self, rows: int) -> float:
         return rows * self.row_s

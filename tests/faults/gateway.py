@@ -35,6 +35,8 @@ class GatewayProcess:
             "RAPPORT_AS_OF": AS_OF.isoformat(),
             "RAPPORT_WORKERS": str(WORKERS),
             "RAPPORT_LOG_LEVEL": "warning",
+            # A machine whose two cores load models for a Triton is slow, and no store is down for that.
+            "RAPPORT_REDIS_TIMEOUT_MS": "500",
             # Clients, gateway, store and model server share two cores here, and the store is not what is tested.
             **settings,
         }

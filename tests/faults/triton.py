@@ -8,13 +8,13 @@ from contextlib import contextmanager, suppress
 from feature_client.release import read_release
 from feature_client.triton_config import config_json
 from service.local_triton import LocalTriton
-from tests.faults.promise import MODEL_DOWN, TOO_LATE
+from tests.faults.promise import MODEL_DOWN, NO_REASONS, OVERLOADED, TOO_LATE
 from tests.faults.repository import MODEL
 from tests.faults.rig import Rig
 from tests.triton_calls import Refused, connected
 
-DOWN = (MODEL_DOWN, TOO_LATE)
-"""What is promised while nobody can answer."""
+DOWN = (MODEL_DOWN, TOO_LATE, OVERLOADED, NO_REASONS)
+"""What is promised while nobody can answer. Explanations are refused, and left out, where they took long lately."""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Whom the clients ask for, what the store holds of them, and the releases that may answer."""
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from redis import Redis
 from feature_client.release import Release, read_release
 from feature_client.schema import DAY_S, FeatureBatch, FeatureSchema
 from model_export.pipeline import publish_run
+from model_export.publish import set_champion
 from tests.feast_layout import Value, key_of, store
-from tests.model_export.tiny_release import AS_OF, tiny_run, tiny_schema, tiny_world
+from tests.model_export.tiny_release import AS_OF, tiny_run, tiny_schema, tiny_world, with_explainers
 
 CUSTOMERS = 300
 EXPLAINED = 60
@@ -86,9 +88,16 @@ def make_store(seed: int = 7) -> Store:
 
 
 def build_releases(root: Path) -> list[Release]:
-    """Three versions that differ in every answer; the third one reads fewer features, in fewer groups."""
+    """Three versions that differ in every answer; the third one reads fewer features, in fewer groups.
+
+    With two explainers each: a Triton whose executor is a process for each graph loads all of them in every scenario.
+    """
     runs = [tiny_run(1_500, seed, 2, without) for seed, without in enumerate(((), (), WITHOUT))]
-    return [publish_run(run, root) for run in runs]
+    with tempfile.TemporaryDirectory() as scratch:
+        made = [with_explainers(publish_run(run, Path(scratch)), root, ("fast", "exact")) for run in runs]
+    for release in made:
+        set_champion(root, release.manifest.model, release.manifest.version)
+    return made
 
 
 def releases_in(root: Path) -> list[Release]:
