@@ -1,6 +1,5 @@
 """What those who ask for scores feel of a flood of those who ask for reasons."""
 
-import http.client
 import re
 import statistics
 from collections import Counter
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from loadtests.answers import WrongAnswer
 from loadtests.bench.explanations import check, released
@@ -20,7 +18,7 @@ from loadtests.bench.open_loop import OpenLoad
 from loadtests.bench.plan import Plan, ratios
 from loadtests.bench.report import Row, absolute
 from loadtests.bench.tail import CLIENTS, SHARE
-from loadtests.bench.targets import EXPLAIN, TIMEOUT_S, Target, bodies_of, gateway
+from loadtests.bench.targets import EXPLAIN, Target, bodies_of, gateway, get
 from loadtests.bench.triton_server import on, running
 
 FLOODING = 16
@@ -121,17 +119,7 @@ def flood_with(target: Target, flood: Path, seconds: float) -> Load:
 
 def answered(target: Target) -> "Counter[str]":
     """Status -> requests for reasons so far, by the gateway's own count. Raises WrongAnswer."""
-    connection = http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {target.key}"})
-        response = connection.getresponse()
-        said = response.read().decode()
-    except (OSError, http.client.HTTPException) as exc:
-        raise WrongAnswer(f"{target.name}: no metrics: {exc!r}") from exc
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise WrongAnswer(f"{target.name}: metrics: status {response.status}")
+    said = get(target, "/metrics").decode()
     found: Counter[str] = Counter()
     for match in ANSWERED.finditer(said):
         labels: dict[str, Any] = dict(LABEL.findall(match["labels"]))

@@ -1,19 +1,17 @@
 """What a request costs when more comes together: entities in it, customers in the store, models in the gateway."""
 
-import http.client
 import json
 import random
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from loadtests.answers import WrongAnswer
 from loadtests.bench.home import Home, PreparationError, client, local_redis, rapport
 from loadtests.bench.plan import Plan, ratios
 from loadtests.bench.report import Row, absolute
-from loadtests.bench.targets import Target, bodies_of, gateway
+from loadtests.bench.targets import Target, bodies_of, gateway, get
 
 SIZES = (10, 100, 1000)
 CLIENTS = 16
@@ -127,10 +125,7 @@ def wait_for_models(target: Target, names: Sequence[str]) -> None:
     """A gateway is ready with its first model; until it has them all. Raises WrongAnswer."""
     ends = time.monotonic() + TIMEOUT_S
     while True:
-        connection = http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=TIMEOUT_S)
-        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {target.key}"})
-        served = {model["model"] for model in json.load(connection.getresponse())["models"]}
-        connection.close()
+        served = {model["model"] for model in json.loads(get(target, "/v1/models"))["models"]}
         if served.issuperset(names):
             return
         if time.monotonic() > ends:

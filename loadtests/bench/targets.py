@@ -155,13 +155,21 @@ def refusals(log: str) -> str:
 
 def ask(target: Target, customers: Sequence[str], fields: Mapping[str, object], path: str = PREDICT) -> bytes:
     """The body of an answer. Raises WrongAnswer for a status that is not 200, or none."""
-    address = urlsplit(target.url).netloc
     headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)}
+    return _exchange(target, "POST", path, body(customers, fields), headers)
+
+
+def get(target: Target, path: str) -> bytes:
+    """Raises WrongAnswer, as `ask`."""
+    return _exchange(target, "GET", path, None, {})
+
+
+def _exchange(target: Target, method: str, path: str, content: str | None, headers: dict[str, str]) -> bytes:
     if target.key:
         headers["Authorization"] = f"Bearer {target.key}"
-    connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
+    connection = http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=TIMEOUT_S)
     try:
-        connection.request("POST", path, body(customers, fields), headers)
+        connection.request(method, path, content, headers)
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as exc:

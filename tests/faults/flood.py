@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from tests.faults.checks import judge
+from tests.faults.conftest import HOME
+from tests.faults.promise import NO_REASONS, OVERLOADED, TOO_LATE
 from tests.faults.rig import Rig
 from tests.faults.traffic import Ask, Connection, Outcome, until
 
@@ -42,6 +45,19 @@ class Flood:
             f"flood was given {self.explained() / seconds:,.0f} explained customers/s, {shed} of its "
             f"{len(self.outcomes)} requests were shed"
         )
+
+
+def check_flood(rig: Rig) -> None:
+    """Answered right, it fails no prediction. What it does to their time is printed: a busy machine is no defect."""
+    with rig.scenario("explain flood", HOME) as current, rig.fault(current, OVERLOADED, TOO_LATE, NO_REASONS):
+        found = flood(rig)
+    print(f"\nexplain flood, {found.line(rig.backend)}")  # noqa: T201
+
+    assert not [one for one in current.outcomes if one.ask.kind == "predict" and one.status != 200]
+    assert found.explained() > 0
+    assert {one.code for one in found.outcomes} <= {"ok", "overloaded", "deadline_exceeded"}
+    answered = [one for one in found.outcomes if one.status == 200]
+    assert judge(answered, rig.promise, rig.oracle) == []
 
 
 def flood(rig: Rig) -> Flood:

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from feature_client.routes import Canary, Route, read_routes
-from tests.faults.checks import judge
 from tests.faults.conftest import HOME
-from tests.faults.flood import flood
+from tests.faults.flood import check_flood
 from tests.faults.gateway import WORKERS
-from tests.faults.promise import GONE, NO_REASONS, OVERLOADED, TOO_LATE
+from tests.faults.promise import GONE
 from tests.faults.publisher import Publisher
 from tests.faults.repository import (
     DAMAGE,
@@ -47,16 +46,7 @@ def test_a_release_that_is_published_changes_nothing(rig: Rig, publisher: Publis
 
 
 def test_a_flood_of_explanations_is_answered_right_and_fails_no_prediction(rig: Rig) -> None:
-    """What it does to the time of predictions is printed: a busy machine is no defect."""
-    with rig.scenario("explain flood", HOME) as current, rig.fault(current, OVERLOADED, TOO_LATE, NO_REASONS):
-        found = flood(rig)
-    print(f"\nexplain flood, {found.line(rig.backend)}")  # noqa: T201
-
-    assert not [one for one in current.outcomes if one.ask.kind == "predict" and one.status != 200]
-    assert found.explained() > 0
-    assert {one.code for one in found.outcomes} <= {"ok", "overloaded", "deadline_exceeded"}
-    answered = [one for one in found.outcomes if one.status == 200]
-    assert judge(answered, rig.promise, rig.oracle) == []
+    check_flood(rig)
 
 
 def test_a_promotion_and_a_rollback_fail_nobody(rig: Rig) -> None:

@@ -6,10 +6,8 @@ import pytest
 
 from feature_client.routes import Canary, Route
 from service.local_triton import LocalTriton
-from tests.faults.checks import judge
 from tests.faults.conftest import HOME
-from tests.faults.flood import flood
-from tests.faults.promise import NO_REASONS, OVERLOADED, TOO_LATE
+from tests.faults.flood import check_flood
 from tests.faults.repository import MODEL
 from tests.faults.rig import Rig
 from tests.faults.triton import DOWN, kill_backends, replace_models, stopped, unload
@@ -35,16 +33,7 @@ def test_releases_come_and_go_and_fail_nobody(rig: Rig) -> None:
 
 
 def test_a_flood_of_explanations_is_answered_right_and_fails_no_prediction(rig: Rig) -> None:
-    """What it does to the time of predictions is printed: a busy machine is no defect."""
-    with rig.scenario("explain flood", HOME) as current, rig.fault(current, OVERLOADED, TOO_LATE, NO_REASONS):
-        found = flood(rig)
-    print(f"\nexplain flood, {found.line(rig.backend)}")  # noqa: T201
-
-    assert not [one for one in current.outcomes if one.ask.kind == "predict" and one.status != 200]
-    assert found.explained() > 0
-    assert {one.code for one in found.outcomes} <= {"ok", "overloaded", "deadline_exceeded"}
-    answered = [one for one in found.outcomes if one.status == 200]
-    assert judge(answered, rig.promise, rig.oracle) == []
+    check_flood(rig)
 
 
 def test_a_triton_that_is_killed_is_back_with_all_models(rig: Rig, server: LocalTriton) -> None:
