@@ -7,6 +7,7 @@ Efron and Tibshirani 1993, "An Introduction to the Bootstrap"; percentile interv
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -41,14 +42,20 @@ class Draws:
 
     def weights(self) -> Iterator[FloatArray]:
         """The same ones at each call, some draws at a time: [some, rows]."""
-        names, places = np.unique(self.customers, return_inverse=True)
-        rng = np.random.default_rng(self.seed)
+        counts, places = self._counts
         step = max(AT_ONCE // max(len(places), 1), 1)
         for start in range(0, self.draws, step):
-            some = min(step, self.draws - start)
-            # Poisson's counts, each customer on its own: the total varies a little, and every figure is a ratio.
-            counts = rng.poisson(1.0, (some, len(names))).astype(np.float64)
-            yield counts[:, places]
+            yield counts[start : start + step, places].astype(np.float64)
+
+    @cached_property
+    def _counts(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """How often each customer was drawn [draws, customers], and each row's customer [rows].
+
+        Poisson's counts, each customer on its own: the total varies a little, and every figure is a ratio.
+        """
+        names, places = np.unique(self.customers, return_inverse=True)
+        drawn = np.random.default_rng(self.seed).poisson(1.0, (self.draws, len(names)))
+        return drawn.astype(np.uint8), places
 
     def figures(self, figure: Figure) -> FloatArray:
         """[draws]"""

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from feature_client.errors import RapportError
 from service.explain_commands import app as explain
 from service.extras import reach
+from service.gates import Accept, print_gates
 
 
 class _Releases(TyperGroup):
@@ -100,10 +101,11 @@ def up(
         Runtime,
         typer.Option(help="What runs models: ONNX Runtime inside the gateway, or a real Triton beside it."),
     ] = Runtime.EMBEDDED,
+    accept: Accept = None,
 ) -> None:
     """Everything, from events to a gateway that answers, until Ctrl-C."""
     module = reach("service.up", "local")
-    module.up(module.Request(home, data, customers, seed, port, backend.value))
+    module.up(module.Request(home, data, customers, seed, port, backend.value, accept))
 
 
 @app.command()
@@ -120,6 +122,7 @@ def prepare(
     customers: Customers = DEFAULT_CUSTOMERS,
     seed: Seed = 0,
     redis: Redis = DEFAULT_REDIS,
+    accept: Accept = None,
 ) -> None:
     """The offline half of `up`: whatever is stale of events, features, online store, model and release."""
     from service.steps import Stamps  # noqa: PLC0415  (only where it is needed)
@@ -135,7 +138,7 @@ def prepare(
         "features": lambda: _build(workspace),
         "materialize": lambda: _materialize(workspace, None),
         "train": lambda: _export("pipeline").train_workspace(workspace, seed=seed),
-        "publish": lambda: _export("pipeline").publish_workspace(workspace),
+        "publish": lambda: print_gates(_export("pipeline").publish_workspace(workspace, accept)),
     }
     stamps = Stamps(request.workspace, request.parameters)
     for name, run in steps.items():
@@ -236,13 +239,17 @@ def features_load(
 @app.command()
 def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
-    _export("pipeline").train_workspace(_workspace(workspace), seed=seed)
+    place = _workspace(workspace)
+    _export("pipeline").train_workspace(place, seed=seed)
+    for verdict in _export("pipeline").judge_workspace(place):
+        print(f"rapport: gate {verdict.outcome}: {verdict}", file=sys.stderr)  # noqa: T201
 
 
 @app.command()
-def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
-    """Export the trained model, verify it, and publish it as the next release."""
-    release = _export("pipeline").publish_workspace(_workspace(workspace))
+def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE, accept: Accept = None) -> None:
+    """Export the trained model, verify it, and publish it as the next release, if it passes its gates."""
+    release = _export("pipeline").publish_workspace(_workspace(workspace), accept)
+    print_gates(release)
     print(f"published {release.name}")  # noqa: T201
 
 
