@@ -89,6 +89,22 @@ def auc(score: FloatArray, label: FloatArray) -> Figure:
     return figure
 
 
+def average_precision(score: FloatArray, label: FloatArray) -> Figure:
+    """Mean precision over the positives, the highest scores first; ties come in together."""
+    order = np.argsort(-score, kind="stable")
+    positive = label[order] > 0
+    starts = _starts(score[order])
+
+    def figure(weights: FloatArray) -> FloatArray:
+        ordered = weights[:, order]
+        hits = np.add.reduceat(ordered * positive, starts, axis=1)
+        taken = np.cumsum(np.add.reduceat(ordered, starts, axis=1), axis=1)
+        precision = np.cumsum(hits, axis=1) / np.maximum(taken, 1.0)
+        return _ratio((precision * hits).sum(axis=1), hits.sum(axis=1))
+
+    return figure
+
+
 def log_rmse(score: FloatArray, label: FloatArray) -> Figure:
     """Root mean square of the difference of log1p."""
     squares = (np.log1p(score) - np.log1p(label)) ** 2
@@ -117,6 +133,11 @@ def spearman(score: FloatArray, label: FloatArray) -> Figure:
         return _ratio((weights * first * second).sum(axis=1), np.sqrt(spread))
 
     return figure
+
+
+def total(values: FloatArray) -> Figure:
+    """As many rows as there are, whoever is drawn: the draws' own number varies."""
+    return lambda weights: len(values) * mean(values)(weights)
 
 
 def difference(new: Figure, old: Figure) -> Figure:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from feature_client.contract import Contract, Task
 from feature_client.schema import Feature
 
+CARD, REPORT = "card.md", "report.html"
+"""What the card and the report about the same model are called, where they stand side by side."""
+
 LIMITS = (
     "It knows what the events record and nothing else: no prices of competitors, no intent, no demographics.",
     "Customers without an order in the year before are outside of what it was fitted on; their scores are guesses.",
@@ -35,6 +38,10 @@ def card(contract: Contract) -> str:
             "Features use events before the cutoff, labels events from the cutoff on.",
         ],
         "Measured on the test cutoffs": _table(("score", "metric", "value"), _metric_rows(contract)),
+        "Report": [
+            f"[{REPORT}]({REPORT}): the same in plain words, with pictures and intervals. `rapport report` "
+            "makes it beside a copy of this card, from what training has left."
+        ],
         "Reasons": [
             reasons,
             "",

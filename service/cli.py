@@ -18,6 +18,7 @@ from feature_client.errors import RapportError
 from service.explain_commands import app as explain
 from service.extras import reach
 from service.gates import Accept, print_gates
+from service.report_command import report
 
 
 class _Releases(TyperGroup):
@@ -53,6 +54,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(triton, name="triton")
 app.add_typer(releases, name="release")
 app.add_typer(explain, name="explain")
+app.command()(report)
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
