@@ -30,6 +30,10 @@ def card(contract: Contract) -> str:
         "reasons = the score. Errors are mean |estimate - exact| over mean |exact| on rows that took no part in the "
         "fit; shuffled: on such with every feature of another customer."
     )
+    told = (
+        f"[{REPORT}]({REPORT}): the same in plain words, with pictures and intervals. `rapport report` makes it beside "
+        "a copy of this card, from what training has left."
+    )
     sections = {
         "Scores": _table(("score", "means", "unit", "defined for", "segments from"), map(_task_row, contract.tasks)),
         "Data": [
@@ -38,10 +42,7 @@ def card(contract: Contract) -> str:
             "Features use events before the cutoff, labels events from the cutoff on.",
         ],
         "Measured on the test cutoffs": _table(("score", "metric", "value"), _metric_rows(contract)),
-        "Report": [
-            f"[{REPORT}]({REPORT}): the same in plain words, with pictures and intervals. `rapport report` "
-            "makes it beside a copy of this card, from what training has left."
-        ],
+        "Report": [told],
         "Reasons": [
             reasons,
             "",

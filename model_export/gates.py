@@ -86,6 +86,11 @@ def judge(
         if not rows.any():
             verdicts.append(Verdict("every gate", task.name, "any", "not judged", "it is defined for no test row"))
             continue
+        if wrong := int((~np.isfinite(holdout.scores[rows, position])).sum()):
+            verdicts.append(
+                Verdict("every gate", task.name, "any", "failed", f"{wrong} scores are not finite; allowed is 0")
+            )
+            continue
         judged = _Judged(
             task,
             holdout.scores[rows, position].astype(np.float64),

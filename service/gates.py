@@ -15,6 +15,8 @@ Accept = Annotated[
 
 def print_gates(release: Any) -> None:
     """To stderr, from what its contract says. release: a Release; not imported here, for `serve` forks from this."""
-    for name, said in release.contract.training.items():
-        if name.startswith(GATES):
-            typer.echo(f"rapport: {release.name}: {name.replace('_', ' ')}: {said}", err=True)
+    found = {name: said for name, said in release.contract.training.items() if name.startswith(GATES)}
+    for name, said in found.items():
+        typer.echo(f"rapport: {release.name}: {name.replace('_', ' ')}: {said}", err=True)
+    if not found:
+        typer.echo(f"rapport: {release.name}: its gates were not asked when it was made", err=True)

@@ -182,6 +182,16 @@ def test_nothing_is_said_of_a_task_that_is_defined_for_nobody(run: Run) -> None:
     assert [str(verdict) for verdict in verdicts] == ["churn_90d, every gate, any: it is defined for no test row"]
 
 
+def test_a_score_that_is_no_number_passes_no_gate(run: Run) -> None:
+    scores = run.holdout.scores.copy()
+    scores[3, 0] = np.nan
+
+    verdicts = judge(run.contract, replace(run.holdout, scores=scores), None)
+
+    [said] = [str(verdict) for verdict in verdicts if verdict.outcome == "failed"]
+    assert said == "purchase_30d, every gate, any: 1 scores are not finite; allowed is 0"
+
+
 def test_a_damaged_champion_is_no_reason_not_to_replace_it(run: Run, pristine: Release, tmp_path: Path) -> None:
     workspace = workspace_of(run, pristine, tmp_path)
     (workspace.models / "engagement.1" / "card.md").write_text("x")
