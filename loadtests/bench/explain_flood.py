@@ -26,8 +26,8 @@ FLOODING = 16
 ENTITIES = 32
 """As many as a request may ask to be explained."""
 FLOOD_NICENESS = 19
-"""Of the clients that flood: they share a core with the one whose waiting is measured, and reading their answers must not
-be what it waits for."""
+"""Of the clients that flood: they share a core with the one whose waiting is measured, and reading their answers must
+not be what it waits for."""
 MARK = 1.5
 EXPLAINED, REFUSED, LATE, GONE = "200", "503", "504", "499"
 """Statuses that the flood may get. The last: whoever still waits when it ends is gone before the answer."""
