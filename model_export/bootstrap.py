@@ -19,6 +19,8 @@ LEVEL = 0.95
 AT_ONCE = 4_000_000
 """Weights in memory at once: a few draws at a time of many rows."""
 
+CAP = 0.99
+
 Figure = Callable[[FloatArray], FloatArray]
 """weights [draws, rows] -> the figure under each of them [draws], NaN where it is not defined."""
 
@@ -111,6 +113,14 @@ def log_rmse(score: FloatArray, label: FloatArray) -> Figure:
     return lambda weights: np.sqrt(_ratio(weights @ squares, weights.sum(axis=1)))
 
 
+def rmse_capped(score: FloatArray, label: FloatArray) -> Figure:
+    """Root mean square of the difference, both cut off at the 99th percentile of the labels: a dozen enormous amounts
+    shall not decide alone."""
+    cap = float(np.quantile(label, CAP)) or float(label.max())
+    squares = (np.minimum(score, cap) - np.minimum(label, cap)) ** 2
+    return lambda weights: np.sqrt(_ratio(weights @ squares, weights.sum(axis=1)))
+
+
 def sum_ratio(score: FloatArray, label: FloatArray) -> Figure:
     """Sum of the scores over sum of the labels."""
     return lambda weights: _ratio(weights @ score, weights @ label)
@@ -143,6 +153,11 @@ def total(values: FloatArray) -> Figure:
 def difference(new: Figure, old: Figure) -> Figure:
     """new - old, under the same draws."""
     return lambda weights: new(weights) - old(weights)
+
+
+def saving(new: Figure, old: Figure) -> Figure:
+    """By what share of the old one the new one is less, under the same draws."""
+    return lambda weights: 1 - _ratio(new(weights), old(weights))
 
 
 def _ranks(values: FloatArray) -> Figure:

@@ -24,7 +24,10 @@ from model_export.holdout import Holdout
 LEVEL = 0.98
 """Of the intervals: one model in a hundred fails a gate by chance where it is just within its bound."""
 
-ECE_AT_MOST = 0.05
+ECE_AT_MOST = 0.08
+"""What the turn of a season does to a model that was well calibrated on the months before: on Online Retail II LightGBM
+and the network end at 0.06 to 0.075, though recalibrated on the newest rows that have labels."""
+
 SUM_RATIO_WITHIN = (0.8, 1.25)
 
 REASON_LENGTH = 500
@@ -36,22 +39,27 @@ Outcome = Literal["passed", "failed", "not judged"]
 @dataclass(frozen=True)
 class Comparison:
     """A metric that two models are compared by. tolerated: how much worse is no matter. seen: how much worse than that
-    must be visible in the test rows, or they are too few to compare by."""
+    must be visible in the test rows, or they are too few to compare by. is_error: less is better, and how much less is
+    a share."""
 
     name: str
     figure: Callable[[FloatArray, FloatArray], Figure]  # of scores and labels
     tolerated: float
     seen: float
-    less_is_better: bool = False
+    is_error: bool = False
 
     def gain(self, new: Figure, old: Figure) -> Figure:
-        return bootstrap.difference(old, new) if self.less_is_better else bootstrap.difference(new, old)
+        return bootstrap.saving(new, old) if self.is_error else bootstrap.difference(new, old)
+
+    def write(self, gain: float) -> str:
+        return f"{100 * gain:.1f} %" if self.is_error else f"{gain:.4f}"
 
 
 COMPARISONS = {
     "probability": (Comparison("auc", bootstrap.auc, 0.01, 0.05),),
     "amount": (
-        Comparison("log_rmse", bootstrap.log_rmse, 0.03, 0.15, less_is_better=True),
+        # Not of logarithms: what is said is a mean, and the mean of amounts is far above that of their logarithms.
+        Comparison("rmse_capped", bootstrap.rmse_capped, 0.02, 0.10, is_error=True),
         Comparison("spearman", bootstrap.spearman, 0.02, 0.10),
     ),
 }
@@ -189,10 +197,10 @@ class _Judged:
     def _compared(self, gate: str, by: Comparison, figures: str, gain: Interval, tolerated: float) -> Verdict:
         """gain: by how much the model is better."""
         low, high = gain.low, gain.high
-        difference = f"{gain.value:.4f} [{low:.4f}, {high:.4f}]"
-        if gain.value < 0:
-            difference = f"{-gain.value:.4f} [{-high:.4f}, {-low:.4f}]"
-        says = f"{figures}, {'worse' if gain.value < 0 else 'better'} by {difference}; allowed is {tolerated:g} worse"
+        way, ends = ("worse", (-gain.value, -high, -low)) if gain.value < 0 else ("better", (gain.value, low, high))
+        value, *interval = (by.write(end) for end in ends)
+        allowed = f"{100 * tolerated:g} %" if by.is_error else f"{tolerated:g}"
+        says = f"{figures}, {way} by {value} [{', '.join(interval)}]; allowed is {allowed} worse"
         if gain.value < -tolerated and high < 0:
             return self._verdict(gate, by.name, "failed", says)
         if not low >= -(tolerated + by.seen):  # also true of NaN

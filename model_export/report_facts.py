@@ -213,7 +213,12 @@ def _gains(score: FloatArray, label: FloatArray) -> FloatArray:
 
 def _metrics(rows: Rows) -> list[Metric]:
     ranked = {"auc": bootstrap.auc, "average_precision": bootstrap.average_precision}
-    of_amounts = {"log_rmse": bootstrap.log_rmse, "spearman": bootstrap.spearman, "sum_ratio": bootstrap.sum_ratio}
+    of_amounts = {
+        "rmse_capped": bootstrap.rmse_capped,
+        "log_rmse": bootstrap.log_rmse,
+        "spearman": bootstrap.spearman,
+        "sum_ratio": bootstrap.sum_ratio,
+    }
     found = []
     for name, make in (ranked if rows.task.kind == "probability" else of_amounts).items():
         naive = np.nan if rows.naive is None else _value(make(rows.naive, rows.label), len(rows))

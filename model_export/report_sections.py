@@ -20,6 +20,7 @@ METRICS = {
     "average_precision": "average precision",
     "ece": "ECE (expected calibration error)",
     "brier": "Brier score",
+    "rmse_capped": "RMSE, cut off at the 99th percentile",
     "log_rmse": "RMSE of log(1 + amount)",
     "spearman": "Spearman's rank correlation",
     "sum_ratio": "sum said / sum came",

@@ -25,6 +25,11 @@ def test_weights_are_rows_that_count_so_often(rng: np.random.Generator) -> None:
     precision = bootstrap.average_precision(score, label)(weights)
     ranks = bootstrap.spearman(score, amount)(weights)
     error = bootstrap.log_rmse(score, amount)(weights)
+    cap = np.quantile(amount, 0.99)
+    capped = bootstrap.rmse_capped(score, amount)(weights)
+    np.testing.assert_allclose(
+        capped, [np.sqrt(np.mean((score[rows] - np.minimum(amount[rows], cap)) ** 2)) for rows in repeated]
+    )
     ratio = bootstrap.sum_ratio(score, amount)(weights)
 
     np.testing.assert_allclose(auc, [roc_auc_score(label[rows], score[rows]) for rows in repeated])

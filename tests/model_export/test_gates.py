@@ -17,7 +17,7 @@ from model_export.bootstrap import Draws
 from model_export.card import card
 from model_export.champion import OtherFeatures, scores_of
 from model_export.evaluate import calibration_bins
-from model_export.gates import GateError, Verdict, admit, calibration_error, judge
+from model_export.gates import ECE_AT_MOST, GateError, Verdict, admit, calibration_error, judge
 from model_export.pipeline import Run, judge_workspace, publish_workspace, write_run
 from model_export.rows import Dataset
 from model_export.train import train
@@ -63,7 +63,7 @@ Spoil = Callable[[Run, Dataset], Run]
         (lambda run, _: overconfident(run, "spend_90d", -0.6), {"spend_90d, calibration, sum_ratio"}),
         (
             lambda run, _: shuffled_weights(run),
-            {"purchase_30d, champion, auc", "churn_90d, champion, auc", "spend_90d, champion, log_rmse"},
+            {"purchase_30d, champion, auc", "churn_90d, champion, auc", "spend_90d, champion, rmse_capped"},
         ),
         (
             shuffled_labels,
@@ -95,7 +95,7 @@ def test_the_figures_of_a_refusal_are_those_of_the_rows(run: Run, pristine: Rele
     [said] = [str(v) for v in judge(bad.contract, bad.holdout, pristine) if v.outcome == "failed"]
 
     assert said.startswith(f"purchase_30d, calibration, ece: {ece:.3f}, of which ")
-    assert said.endswith("; allowed is at most 0.05")
+    assert said.endswith("; allowed is at most 0.08")
 
 
 @pytest.mark.parametrize("customers", [20, 80, 400])
@@ -129,8 +129,8 @@ def test_chance_explains_less_the_more_rows_there_are() -> None:
 
     noises = [noise for _, noise in found]
     assert noises == sorted(noises, reverse=True)
-    assert found[0][0] - found[0][1] < 0.05  # not shown by a hundred
-    assert 0.05 < found[2][0] - found[2][1] < 0.1
+    assert found[0][0] - found[0][1] < ECE_AT_MOST  # not shown by a hundred
+    assert ECE_AT_MOST < found[2][0] - found[2][1] < 0.1
 
 
 def test_a_champion_is_scored_by_name_and_word(run: Run, pristine: Release) -> None:
@@ -169,7 +169,10 @@ def test_a_champion_of_other_features_is_met_by_what_it_states_of_the_same_data(
     silent = [verdict for verdict in judge(bad.contract, bad.holdout, other) if verdict.gate == "champion"]
 
     assert len(stated) == 4
-    assert all("that the contract of engagement.1 states of the same data, worse by" in line for line in stated)
+    unstated = [line for line in stated if line.endswith("rmse_capped: engagement.1 does not state it")]
+    met = "that the contract of engagement.1 states of the same data, worse by"
+    assert len(unstated) + sum(met in line for line in stated) == 4
+    assert len(unstated) <= 1
     assert {verdict.outcome for verdict in silent} == {"not judged"}
     assert all("other data, and cannot score these rows: it reads another" in verdict.says for verdict in silent)
 
