@@ -14,6 +14,7 @@ from tqdm import tqdm
 from feature_client.errors import RapportError
 from model_export.network import Network
 from model_export.rows import Dataset, Rows
+from model_export.scorer import Calibrated, Scorer
 
 EPOCHS = 12
 PATIENCE = 4
@@ -60,7 +61,7 @@ def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
     return network.eval()
 
 
-def predict(network: Network, rows: Rows) -> npt.NDArray[np.float32]:
+def predict(network: Scorer, rows: Rows) -> npt.NDArray[np.float32]:
     """Scores [rows, T]."""
     network.eval()
     data = Tensors.of(rows)
@@ -89,7 +90,7 @@ def loss_by_task(network: Network, data: Tensors) -> Tensor:
     return torch.stack(losses)
 
 
-def calibrate(network: Network, rows: Rows) -> None:
+def calibrate(network: Calibrated, rows: Rows) -> None:
     """Platt's slope and shift for probabilities, a factor for amounts, so that these rows are met on average.
 
     Platt 1999, "Probabilistic Outputs for Support Vector Machines"; kept inside the graph.
