@@ -7,7 +7,7 @@ test row is looked at. docs/model-quality.md says how they compare.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from feature_client.errors import RapportError
@@ -99,7 +99,7 @@ def _empty(dataset: Dataset) -> Forecast:
 
 
 def _labels(rows: Rows, position: int) -> FloatArray:
-    return rows.labels[rows.eligible[:, position], position].astype(np.float64)
+    return np.asarray(rows.labels[rows.eligible[:, position], position], np.float64)
 
 
 def _calibrated(logits: FloatArray, labels: FloatArray, others: FloatArray) -> FloatArray:
