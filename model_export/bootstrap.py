@@ -1,8 +1,8 @@
-"""How sure a figure is: its spread over data sets of customers drawn with replacement.
+"""Intervals by drawing customers anew: a customer's rows are drawn together, since they resemble each other.
 
-Customers are drawn and not rows: the rows of one customer at several cutoffs are no independent evidence. Every model
-is measured on the same draws, so a difference has the (much narrower) interval of a difference (Efron and Tibshirani
-1993, "An Introduction to the Bootstrap", ch. 8).
+A draw is a weight for each row, how often its customer was drawn; every figure here takes weights. Two models that are
+compared are given the same draws (a paired bootstrap): what is hard in the rows is hard for both.
+Efron and Tibshirani 1993, "An Introduction to the Bootstrap"; percentile intervals.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,47 +13,129 @@ import numpy.typing as npt
 
 from feature_client.schema import FloatArray
 
+DRAWS = 400
 LEVEL = 0.95
+AT_ONCE = 4_000_000
+"""Weights in memory at once: a few draws at a time of many rows."""
+
+Figure = Callable[[FloatArray], FloatArray]
+"""weights [draws, rows] -> the figure under each of them [draws], NaN where it is not defined."""
 
 
 @dataclass(frozen=True)
 class Interval:
+    """value: of the rows themselves. NaN ends: it could not be told."""
+
+    value: float
     low: float
     high: float
 
-    @classmethod
-    def of(cls, values: FloatArray) -> "Interval":
-        """The central LEVEL of the values; NaN (a draw without both classes) is left out."""
-        known = values[~np.isnan(values)]
-        if not len(known):
-            return cls(float("nan"), float("nan"))
-        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return cls(float(low), float(high))
 
-    def __str__(self) -> str:
-        return f"[{self.low:.3f}, {self.high:.3f}]"
+@dataclass(frozen=True)
+class Draws:
+    """Draws of whole customers. customers [rows]: equal numbers are one customer's rows."""
+
+    customers: npt.NDArray[np.int64]
+    draws: int = DRAWS
+    seed: int = 0
+
+    def weights(self) -> Iterator[FloatArray]:
+        """The same ones at each call, some draws at a time: [some, rows]."""
+        names, places = np.unique(self.customers, return_inverse=True)
+        rng = np.random.default_rng(self.seed)
+        step = max(AT_ONCE // max(len(places), 1), 1)
+        for start in range(0, self.draws, step):
+            some = min(step, self.draws - start)
+            # Poisson's counts, each customer on its own: the total varies a little, and every figure is a ratio.
+            counts = rng.poisson(1.0, (some, len(names))).astype(np.float64)
+            yield counts[:, places]
+
+    def figures(self, figure: Figure) -> FloatArray:
+        """[draws]"""
+        return np.concatenate([figure(weights) for weights in self.weights()])
+
+    def interval(self, figure: Figure, level: float = LEVEL) -> Interval:
+        """The figure of the rows as they are, and the middle `level` of those of the draws."""
+        value = float(figure(np.ones((1, len(self.customers))))[0])
+        found = self.figures(figure)
+        found = found[~np.isnan(found)]
+        if not len(found):
+            return Interval(value, np.nan, np.nan)
+        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(value, float(low), float(high))
 
 
-def draws(customers: npt.NDArray[np.object_], count: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """`count` times the rows of as many customers as there are, drawn with replacement. customers [rows]."""
-    rng = np.random.default_rng(seed)
-    _, owner = np.unique(customers.astype(str), return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    sizes = np.bincount(owner)
-    starts = np.cumsum(sizes) - sizes
-    for _ in range(count):
-        drawn = rng.integers(len(sizes), size=len(sizes))
-        lengths = sizes[drawn]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        yield order[np.repeat(starts[drawn], lengths) + within]
+def auc(score: FloatArray, label: FloatArray) -> Figure:
+    """Area under the ROC curve; ties count half."""
+    order = np.argsort(score, kind="stable")
+    positive = label[order] > 0
+    starts = _starts(score[order])
+
+    def figure(weights: FloatArray) -> FloatArray:
+        ordered = weights[:, order]
+        hits = np.add.reduceat(ordered * positive, starts, axis=1)
+        misses = np.add.reduceat(ordered * ~positive, starts, axis=1)
+        below = np.cumsum(misses, axis=1) - misses
+        pairs = (hits * (below + misses / 2)).sum(axis=1)
+        return _ratio(pairs, hits.sum(axis=1) * misses.sum(axis=1))
+
+    return figure
 
 
-def spread(
-    measure: Callable[[npt.NDArray[np.int64]], FloatArray],
-    customers: npt.NDArray[np.object_],
-    *,
-    count: int,
-    seed: int = 0,
-) -> FloatArray:
-    """measure(rows) -> [figures], over `count` draws: [count, figures]."""
-    return np.stack([measure(rows) for rows in draws(customers, count, seed)])
+def log_rmse(score: FloatArray, label: FloatArray) -> Figure:
+    """Root mean square of the difference of log1p."""
+    squares = (np.log1p(score) - np.log1p(label)) ** 2
+    return lambda weights: np.sqrt(_ratio(weights @ squares, weights.sum(axis=1)))
+
+
+def sum_ratio(score: FloatArray, label: FloatArray) -> Figure:
+    """Sum of the scores over sum of the labels."""
+    return lambda weights: _ratio(weights @ score, weights @ label)
+
+
+def mean(values: FloatArray) -> Figure:
+    return lambda weights: _ratio(weights @ values, weights.sum(axis=1))
+
+
+def spearman(score: FloatArray, label: FloatArray) -> Figure:
+    """Correlation of the ranks, ties sharing their mean."""
+    ranks = (_ranks(score), _ranks(label))
+
+    def figure(weights: FloatArray) -> FloatArray:
+        total = weights.sum(axis=1, keepdims=True)
+        first, second = (rank(weights) for rank in ranks)
+        first = first - _ratio((weights * first).sum(axis=1, keepdims=True), total)
+        second = second - _ratio((weights * second).sum(axis=1, keepdims=True), total)
+        spread = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
+        return _ratio((weights * first * second).sum(axis=1), np.sqrt(spread))
+
+    return figure
+
+
+def difference(new: Figure, old: Figure) -> Figure:
+    """new - old, under the same draws."""
+    return lambda weights: new(weights) - old(weights)
+
+
+def _ranks(values: FloatArray) -> Figure:
+    """weights [draws, rows] -> mid-ranks [draws, rows] of rows that count so often."""
+    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
+    order = np.argsort(groups, kind="stable")
+    starts = np.cumsum(counts) - counts
+
+    def figure(weights: FloatArray) -> FloatArray:
+        per_group = np.add.reduceat(weights[:, order], starts, axis=1)
+        return np.asarray((np.cumsum(per_group, axis=1) - per_group / 2)[:, groups])
+
+    return figure
+
+
+def _starts(ordered: FloatArray) -> npt.NDArray[np.int64]:
+    """Where a new value begins."""
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
+    """NaN for nothing of nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(below > 0, above / below, np.nan), dtype=np.float64)

@@ -15,6 +15,7 @@ from feature_client.clock import to_iso
 from feature_client.errors import RapportError
 from feature_client.offline import cutoffs, historical
 from feature_client.offline.aggregates import read_schema
+from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
 from model_export.labels import label_column, label_table
@@ -59,6 +60,7 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
         "data": data.name,
         "events": str(data.events),
         "population": f"an order in the last {POPULATION_DAYS} days",
+        "customers": f"{frame.customer_id.nunique():,} with such an order, of at most about {LEARNERS:,} trained on",
     }
     for name, part in parts.items():
         about[f"{name}_cutoffs"] = f"{min(part):%Y-%m-%d} to {max(part):%Y-%m-%d} ({len(part)})"
@@ -89,7 +91,8 @@ def _joined(
     if path.exists():
         return pd.read_parquet(path)
     connection = ibis.duckdb.connect()
-    labels: pd.DataFrame = connection.to_pandas(label_table(connection.read_parquet(workspace.events), instants, tasks))
+    events = learners(connection.read_parquet(workspace.events))
+    labels: pd.DataFrame = connection.to_pandas(label_table(events, instants, tasks))
     labels["event_timestamp"] = pd.to_datetime(labels.pop("cutoff"), unit="s", utc=True)
     joined = historical.join(workspace, labels)
     workspace.training.mkdir(parents=True, exist_ok=True)

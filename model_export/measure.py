@@ -10,8 +10,8 @@ from tqdm import tqdm
 from feature_client.contract import Task
 from feature_client.schema import FeatureSchema, FloatArray
 from model_export.baselines import Forecast
-from model_export.bootstrap import Interval, draws
 from model_export.evaluate import amount_quality, probability_quality
+from model_export.resampling import Interval, draws
 from model_export.rows import Rows
 
 PROBABILITY, AMOUNT = ("auc", "ap", "ece"), ("rmse_log", "spearman", "rmse_capped", "sum_ratio")

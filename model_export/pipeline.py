@@ -28,6 +28,7 @@ from model_export.card import card
 from model_export.evaluate import evaluate, reference, segments
 from model_export.explanation import FULL, Explained, Sample, Settings, explain
 from model_export.export import export
+from model_export.holdout import Holdout, hold_out
 from model_export.network import Network
 from model_export.publish import Artifacts, publish, set_champion
 from model_export.rows import Dataset
@@ -58,6 +59,7 @@ class Run:
     weights: Mapping[str, torch.Tensor]
     rows: tuple[Floats, Ints]
     explained: Explained
+    holdout: Holdout
 
 
 @contextmanager
@@ -111,6 +113,7 @@ def train_run(
     explained, explanation = explain(network, dataset, Sample(*rows), settings, seed=seed, cache=cache)
     named = segments(predict(network, dataset.validation), dataset.validation, dataset.tasks)
     tasks = tuple(replace(task, segments=named[task.name]) for task in dataset.tasks)
+    scores = predict(network, dataset.test)
     contract = Contract(
         model=model,
         schema=dataset.schema,
@@ -118,10 +121,10 @@ def train_run(
         explanation=explanation,
         reference=reference(dataset.schema, dataset.train),
         training=dict(dataset.about),
-        metrics=evaluate(predict(network, dataset.test), dataset.test, tasks),
+        metrics=evaluate(scores, dataset.test, tasks),
         digests={"data": dataset.digest, "code": code_digest()},
     )
-    return Run(contract, network.state_dict(), rows, explained)
+    return Run(contract, network.state_dict(), rows, explained, hold_out(dataset, scores))
 
 
 def publish_run(run: Run, root: Path) -> Release:
@@ -173,6 +176,7 @@ def write_run(run: Run, directory: Path) -> None:
         torch.save(dict(run.weights), directory / "weights.pt")
         np.savez(directory / "rows.npz", numeric=run.rows[0], categorical=run.rows[1])
         np.savez(directory / "explained.npz", **run.explained.arrays())  # type: ignore[arg-type]
+        np.savez(directory / "holdout.npz", **run.holdout.arrays())  # type: ignore[arg-type]
         (directory / "contract.json").write_bytes(run.contract.to_json())
     except OSError as exc:
         raise RunError(f"cannot write the run to {directory}: {exc.strerror or exc}") from exc
@@ -183,8 +187,9 @@ def read_run(directory: Path) -> Run:
     try:
         contract = Contract.from_json((directory / "contract.json").read_bytes())
         weights = torch.load(directory / "weights.pt", weights_only=True)
-        rows, explained = (_read_arrays(directory / f"{name}.npz") for name in ("rows", "explained"))
-        return Run(contract, weights, (rows["numeric"], rows["categorical"]), Explained.from_arrays(explained))
+        rows, explained, held = (_read_arrays(directory / f"{name}.npz") for name in ("rows", "explained", "holdout"))
+        holdout = Holdout.from_arrays(held)
+        return Run(contract, weights, (rows["numeric"], rows["categorical"]), Explained.from_arrays(explained), holdout)
     except FileNotFoundError as exc:
         raise RunError(f"no trained model in {directory}: run `rapport train` first") from exc
     except (OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError) as exc:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from feature_client.schema import FloatArray
-from model_export.bootstrap import Interval
 from model_export.measure import Measure, Measured, Slice, keys
+from model_export.resampling import Interval
 from model_export.rows import Dataset
 
 WORDS = {

@@ -334,16 +334,16 @@ def test_a_run_survives_the_disk(run: Run, tmp_path: Path) -> None:
     assert again.weights.keys() == run.weights.keys()
     assert all(bool((again.weights[name] == run.weights[name]).all()) for name in run.weights)
     np.testing.assert_array_equal(again.rows[0], run.rows[0])
-    kept, made = again.explained.arrays(), run.explained.arrays()
-    assert list(kept) == list(made)
-    for name, array in made.items():
-        np.testing.assert_array_equal(kept[name], array)
+    for kept, made in ((again.explained, run.explained), (again.holdout, run.holdout)):
+        assert list(kept.arrays()) == list(made.arrays())
+        for name, array in made.arrays().items():
+            np.testing.assert_array_equal(kept.arrays()[name], array)
 
 
 def test_a_run_that_is_missing_or_damaged_says_what_to_do(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="rapport train"):
         read_run(tmp_path)
-    for name in ("weights.pt", "rows.npz", "explained.npz"):
+    for name in ("weights.pt", "rows.npz", "explained.npz", "holdout.npz"):
         write_run(run, tmp_path / "run")
         (tmp_path / "run" / name).write_bytes(b"not what it was")
         with pytest.raises(RunError, match="train again"):
