@@ -27,11 +27,14 @@ class DatasetError(RapportError):
     """Training rows that cannot be built from this data; the message says what is missing."""
 
 
-def build(workspace: Workspace, code: str) -> Dataset:
-    """The dataset of a workspace whose features are built. code: digest of the sources, part of the cache's key."""
+def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = None) -> Dataset:
+    """The dataset of a workspace whose features are built. code: digest of the sources, part of the cache's key.
+
+    test: its cutoffs, by default the last that can be; features must be built at all cutoffs that follow from them.
+    """
     data = workspace.dataset()
     tasks = engagement_tasks(data.currency)
-    split = cutoffs.split(data)
+    split = cutoffs.split(data, test)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     instants = [instant for part in parts.values() for instant in part]
     _check_matured(instants, tasks, data)

@@ -1,5 +1,6 @@
 """The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
 
+import json
 import signal
 import sys
 import time
@@ -73,6 +74,12 @@ Data = Annotated[Path | None, typer.Option(help="A file of events. Default: gene
 class Runtime(StrEnum):
     EMBEDDED = "embedded"
     TRITON = "triton"
+
+
+class Estimator(StrEnum):
+    NETWORK = "network"
+    LIGHTGBM = "lightgbm"
+    LOGISTIC = "logistic"
 
 
 DEFAULT_HOME = Path(".rapport")
@@ -239,12 +246,35 @@ def features_load(
 
 
 @app.command()
-def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
+def train(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    seed: Seed = 0,
+    estimator: Annotated[
+        Estimator,
+        typer.Option(help="The multi-task network, LightGBM's boosted trees, or scikit-learn's linear models."),
+    ] = Estimator.NETWORK,
+) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
     place = _workspace(workspace)
-    _export("pipeline").train_workspace(place, seed=seed)
+    _export("pipeline").train_workspace(place, estimator=estimator.value, seed=seed)
     for verdict in _export("pipeline").judge_workspace(place):
         print(f"rapport: gate {verdict.outcome}: {verdict}", file=sys.stderr)  # noqa: T201
+
+
+@app.command()
+def quality(
+    data: Annotated[Path | None, typer.Argument(help="A file of events. Default: what the workspace holds.")] = None,
+    workspace: WorkspaceDir = DEFAULT_HOME / "quality",
+    cutoffs: Annotated[
+        str | None,
+        typer.Option(help="Test cutoffs, as 2011-05-19,2011-06-02. Default: the last whose labels are known."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many networks; the figures are their medians.")] = 3,
+) -> None:
+    """How good the model is on unseen cutoffs, beside simpler ones: tables, then one line of JSON."""
+    test = None if cutoffs is None else _offline("cutoffs").parse(cutoffs)
+    found = _export("quality").quality(_workspace(workspace), data, test, seeds=seeds)
+    print(found.tables, json.dumps(found.result), sep="\n")  # noqa: T201
 
 
 @app.command()

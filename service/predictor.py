@@ -243,8 +243,7 @@ class Predictor:
             batch: Sequence[Work], seconds: float, has_read: Callable[[], None]
         ) -> list[Scored | Exception]:
             ends = time.monotonic() + seconds
-            await self.turns.give_way()
-            return await scorer.score(batch, ends - time.monotonic(), has_read)
+            return await self.turns.run(lambda: scorer.score(batch, ends - time.monotonic(), has_read))
 
         return score
 
@@ -268,7 +267,7 @@ def _chosen(loaded: Loaded, asked: Asked, rows: int) -> Asked:
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
     loaded.reasons.wording(asked.language)
-    return choose(contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
+    return choose(loaded.release.name, contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
 
 
 def _work(

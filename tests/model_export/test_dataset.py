@@ -128,6 +128,6 @@ def test_a_second_build_joins_nothing(workspace: Workspace, built: Dataset, monk
 def test_labels_that_are_still_open_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = split(workspace.dataset())
     late = replace(planned, test=[workspace.dataset().as_of - timedelta(days=30)])
-    monkeypatch.setattr("feature_client.offline.cutoffs.split", lambda data: late)
+    monkeypatch.setattr("feature_client.offline.cutoffs.split", lambda data, test: late)
     with pytest.raises(DatasetError, match="but the data ends at"):
         build(workspace, code="code")
