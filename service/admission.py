@@ -21,7 +21,7 @@ def deadline_of(header: bytes | None, default_ms: int, max_ms: int, started: flo
 
 
 class Admission:
-    """Counts rows, not requests, in two lanes: explain has its own limit, so it can never crowd out predict."""
+    """Counts rows, not requests, in lanes with a limit each: explaining and looking up can never crowd out predict."""
 
     def __init__(self, limits: dict[str, int], metrics: Metrics) -> None:
         self.limits = limits
