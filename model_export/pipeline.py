@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,9 +22,11 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from feature_client.contract import Contract
+from feature_client.declaration import declaration_differences
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
+from feature_client.schema import FeatureSchema
 from model_export.card import card
 from model_export.evaluate import evaluate, reference, segments
 from model_export.explanation import FULL, Explained, Sample, Settings, explain
@@ -88,12 +91,12 @@ def train_workspace(workspace: Workspace, *, seed: int = 0, epochs: int = EPOCHS
 
 def publish_workspace(workspace: Workspace) -> Release:
     """Exports, verifies and publishes the workspace's run, and makes it the champion."""
-    return publish_run(read_run(_run_directory(workspace)), workspace.models)
+    return publish_run(_run_to_publish(workspace), workspace.models)
 
 
 def publish_unrouted(workspace: Workspace, root: Path, key: "SigningKey | None" = None) -> Release:
     """Exports, verifies, signs and publishes the workspace's run into the repository `root`; no route changes."""
-    return export_run(read_run(_run_directory(workspace)), root, key)
+    return export_run(_run_to_publish(workspace), root, key)
 
 
 @one_thread()
@@ -161,6 +164,17 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
         release = publish(root, run.contract, artifacts, key)
         progress.update()
     return release
+
+
+def _run_to_publish(workspace: Workspace) -> Run:
+    """Raises RunError where its features have been declared otherwise since: they are served as declared now."""
+    run = workspace_run(workspace)
+    if workspace.schema_file.exists():  # a run may be published where nothing else of its workspace is
+        declared = msgspec.json.decode(workspace.schema_file.read_bytes(), type=FeatureSchema)
+        if different := declaration_differences(run.contract.schema, declared):
+            said = "; ".join(f"{name}: {what}" for name, what in different.items())
+            raise RunError(f"skew: features have been declared anew since this model was trained, train again: {said}")
+    return run
 
 
 def workspace_run(workspace: Workspace) -> Run:

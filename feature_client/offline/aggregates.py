@@ -1,6 +1,6 @@
 """Builds the feature views: for every cutoff one row of every customer known by then, from events before it alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,10 @@ from feature_client.schema import FeatureSchema
 INSTANT = dt.Timestamp(timezone="UTC", scale=6)
 STORED = {"int64": dt.int64, "float64": dt.float64, "string": dt.string, "timestamp": INSTANT}
 """Feast's types, as the feature files hold them."""
+
+
+Fields = Mapping[str, Mapping[str, str]]
+"""View -> stored field -> dtype."""
 
 
 class BuildError(RapportError):
@@ -46,7 +50,7 @@ def build(
         raise BuildError(f"cutoff {odd[0].isoformat()}: a cutoff has a time zone and no fraction of a second")
     created = created or datetime.now(UTC)
     workspace.require_space(2 * workspace.events.stat().st_size + 50_000_000, "building features")
-    declared = _declared(read_schema(workspace))
+    declared = declared_fields(read_schema(workspace))
     workspace.features.mkdir(parents=True, exist_ok=True)
     unfinished = {view: workspace.features / f"{view}.unfinished" for view in VIEWS}
     writers: dict[str, pq.ParquetWriter] = {}
@@ -55,9 +59,7 @@ def build(
         connection.create_table("events", connection.read_parquet(workspace.events))
         try:
             for cutoff in tqdm(cutoffs, desc="features", unit=" cutoffs", disable=not progress):
-                past = _past(connection, cutoff)
-                for view, define in VIEWS.items():
-                    table = _stamped(view, define(past), declared, cutoff, created).to_pyarrow()
+                for view, table in views_at(connection, declared, cutoff, created):
                     writer = writers.get(view) or writers.setdefault(view, _writer(unfinished[view], table.schema))
                     writer.write_table(table)
                 rows += len(table)
@@ -77,6 +79,15 @@ def read_schema(workspace: Workspace) -> FeatureSchema:
         return msgspec.json.decode(workspace.schema_file.read_bytes(), type=FeatureSchema)
     except FileNotFoundError as exc:
         raise BuildError(f"no schema in {workspace.root}: run `rapport features apply` first") from exc
+
+
+def views_at(
+    connection: ibis.BaseBackend, declared: Fields, cutoff: datetime, created: datetime
+) -> Iterator[tuple[str, pa.Table]]:
+    """Each view with its rows at a cutoff, from the connection's table `events`. Raises BuildError."""
+    past = _past(connection, cutoff)
+    for view, define in VIEWS.items():
+        yield view, _stamped(view, define(past), declared, cutoff, created).to_pyarrow()
 
 
 def _past(connection: ibis.BaseBackend, cutoff: datetime) -> Past:
@@ -102,8 +113,8 @@ def _computed(connection: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Ta
     return connection.create_table(name, table)
 
 
-def _declared(schema: FeatureSchema) -> Mapping[str, Mapping[str, str]]:
-    """view -> stored field -> dtype."""
+def declared_fields(schema: FeatureSchema) -> Fields:
+    """Of every view that is computed. Raises BuildError."""
     fields: dict[str, dict[str, str]] = {view: {} for view in schema.views}
     for feature in schema.features:
         if feature.view is not None:
@@ -116,9 +127,7 @@ def _declared(schema: FeatureSchema) -> Mapping[str, Mapping[str, str]]:
     return fields
 
 
-def _stamped(
-    view: str, table: ir.Table, declared: Mapping[str, Mapping[str, str]], cutoff: datetime, created: datetime
-) -> ir.Table:
+def _stamped(view: str, table: ir.Table, declared: Fields, cutoff: datetime, created: datetime) -> ir.Table:
     """The view as its file holds it: declared columns in declared order and type, by customer."""
     fields = declared[view]
     computed = set(table.columns) - {"customer_id"}
