@@ -12,7 +12,7 @@ DATASET := $(if $(DATA),$(basename $(notdir $(DATA))),generated)
 # Torch, Feast, Triton and the tools take about 3 GB installed; the rest is for data and wheels on their way.
 NEEDED_MB := 6000
 
-.PHONY: up down test check format loadtest bench wrk triton test-image system-packages
+.PHONY: up down test check format loadtest bench quality wrk triton test-image system-packages
 
 up: $(INSTALLED) $(if $(filter triton,$(BACKEND)),triton)
 	@exec $(BIN)/rapport up --home $(HOME_DIR) --port $(PORT) --backend $(BACKEND) \
@@ -39,14 +39,21 @@ loadtest: $(INSTALLED)
 	$(BIN)/locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:$(PORT) \
 		--users 8 --spawn-rate 8 --run-time $(or $(SECONDS),30)s --customers $(HOME_DIR)/$(DATASET)/customers.txt
 
+# How good the model is on unseen cutoffs, beside LightGBM and simpler models: tables, then one line of JSON. DATA= another file of
+# events, CUTOFFS=2011-05-19,2011-06-02 other test cutoffs: training and validation follow from them.
+quality: $(INSTALLED)
+	@$(BIN)/rapport quality "$(or $(DATA),$(or $(RAPPORT_DATA),../shared/data)/online_retail_ii.parquet)" --workspace $(HOME_DIR)/quality \
+		$(if $(CUTOFFS),--cutoffs "$(CUTOFFS)")
+
 # Every performance row, with ratios inside one run, and the pages docs/performance*.md from it. SECONDS= of one load, ROUNDS= of
 # each comparison, ROWS=throughput,tail or ROWS=on_triton for some of them, CUSTOMERS=10000000 for the large store (8 GB of memory),
+# ROWS=offline for the steps from events to a trained model with CUSTOMERS= and a tenth of them,
 # PEERS=1 for other systems beside ours.
 bench: $(INSTALLED) wrk
 	@$(MAKE) -s triton || echo "without it the Triton rows are not measured" >&2
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loadtests.bench --home $(HOME_DIR)/bench \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CUSTOMERS),--customers $(CUSTOMERS)) \
-		$(if $(ROWS),--rows $(ROWS)) $(if $(filter-out on_triton,$(ROWS)),,--docs docs) $(if $(PEERS),--peers)
+		$(if $(ROWS),--rows $(ROWS)) $(if $(filter-out on_triton offline,$(ROWS)),,--docs docs) $(if $(PEERS),--peers)
 
 # The load of `make bench`. Unpacked with the one library that it needs, so that it needs no root.
 wrk: $(INSTALLED)

@@ -15,6 +15,7 @@ from feature_client.clock import to_iso
 from feature_client.errors import RapportError
 from feature_client.offline import cutoffs, historical, parity
 from feature_client.offline.aggregates import read_schema
+from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
 from model_export.labels import label_column, label_table
@@ -26,11 +27,14 @@ class DatasetError(RapportError):
     """Training rows that cannot be built from this data; the message says what is missing."""
 
 
-def build(workspace: Workspace, code: str) -> Dataset:
-    """The dataset of a workspace whose features are built. code: digest of the sources, part of the cache's key."""
+def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = None) -> Dataset:
+    """The dataset of a workspace whose features are built. code: digest of the sources, part of the cache's key.
+
+    test: its cutoffs, by default the last that can be; features must be built at all cutoffs that follow from them.
+    """
     data = workspace.dataset()
     tasks = engagement_tasks(data.currency)
-    split = cutoffs.split(data)
+    split = cutoffs.split(data, test)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     instants = [instant for part in parts.values() for instant in part]
     _check_matured(instants, tasks, data)
@@ -57,6 +61,7 @@ def build(workspace: Workspace, code: str) -> Dataset:
         "data": data.name,
         "events": str(data.events),
         "population": f"an order in the last {POPULATION_DAYS} days",
+        "customers": f"{frame.customer_id.nunique():,} with such an order, of at most about {LEARNERS:,} trained on",
     }
     for name, part in parts.items():
         about[f"{name}_cutoffs"] = f"{min(part):%Y-%m-%d} to {max(part):%Y-%m-%d} ({len(part)})"
@@ -87,7 +92,8 @@ def _joined(
     if path.exists():
         return pd.read_parquet(path)
     connection = ibis.duckdb.connect()
-    labels: pd.DataFrame = connection.to_pandas(label_table(connection.read_parquet(workspace.events), instants, tasks))
+    events = learners(connection.read_parquet(workspace.events))
+    labels: pd.DataFrame = connection.to_pandas(label_table(events, instants, tasks))
     labels["event_timestamp"] = pd.to_datetime(labels.pop("cutoff"), unit="s", utc=True)
     joined = historical.join(workspace, labels)
     workspace.training.mkdir(parents=True, exist_ok=True)

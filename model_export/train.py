@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegression
+from scipy.special import expit  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from feature_client.errors import RapportError
+from feature_client.schema import FloatArray
+from model_export.calibration import factor, platt
 from model_export.network import Network
 from model_export.rows import Dataset, Rows
 
@@ -22,6 +24,9 @@ PATIENCE = 4
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 MIN_BATCH, MAX_BATCH = 64, 2048
+NODES = 16
+"""Of the log-normal at which logarithms of amounts are averaged."""
+
 CHUNK = 16_384
 """Rows of one forward pass without gradients."""
 
@@ -69,6 +74,25 @@ def predict(network: Network, rows: Rows) -> npt.NDArray[np.float32]:
     return np.concatenate([part.numpy() for part in parts])
 
 
+def predict_logs(network: Network, rows: Rows) -> FloatArray:
+    """Of amounts, the expected log1p [rows, T], NaN for probabilities: what a forecast in logarithms is judged by.
+
+    Not the logarithm of the score: the mean of a logarithm is far below the logarithm of a mean. Integrated over the
+    log-normal by Gauss and Hermite's rule.
+    """
+    network.eval()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    found = np.full((len(rows), len(network.kinds)), np.nan)
+    chunks = _raw(network, Tensors.of(rows))
+    for task, kind in enumerate(network.kinds):
+        if kind == "amount":
+            parts = network.ziln(task, torch.cat([chunk[task] for chunk in chunks]))
+            logit, mu, sigma = (part.double().numpy() for part in parts)
+            logs = np.logaddexp(0.0, mu + sigma * nodes) @ (weights / weights.sum())
+            found[:, task] = expit(logit[:, 0]) * logs
+    return found
+
+
 def loss_by_task(network: Network, data: Tensors) -> Tensor:
     """Negative log-likelihood of each task [T], the mean over the rows for which the task is defined.
 
@@ -90,30 +114,19 @@ def loss_by_task(network: Network, data: Tensors) -> Tensor:
 
 
 def calibrate(network: Network, rows: Rows) -> None:
-    """Platt's slope and shift for probabilities, a factor for amounts, so that these rows are met on average.
-
-    Platt 1999, "Probabilistic Outputs for Support Vector Machines"; kept inside the graph.
-    """
+    """Platt's slope and shift for probabilities, a factor for amounts, so that these rows are met on average; kept
+    inside the graph."""
     network.eval()
-    data = Tensors.of(rows)
-    with torch.no_grad():
-        chunks = [network.raw(network.inputs.lift(part.numeric, part.categorical)) for part in _chunks(data)]
-    scores = predict(network, rows)
+    chunks = _raw(network, Tensors.of(rows))
+    scores = predict(network, rows).astype(np.float64)
     for task, kind in enumerate(network.kinds):
         keep = rows.eligible[:, task]
-        label = rows.labels[keep, task]
+        label = rows.labels[keep, task].astype(np.float64)
         if kind == "amount":
-            predicted = float(scores[keep, task].sum(dtype=np.float64))
-            if predicted > 0 and label.sum() > 0:
-                factor = float(label.sum(dtype=np.float64)) / predicted
-                # A few enormous orders can rule the sum of a small data set: no more than a factor of two.
-                network.shift[task] = float(np.log(np.clip(factor, 0.5, 2.0)))
-        elif 0 < label.sum() < len(label):
-            logits = np.concatenate([chunk[task].numpy() for chunk in chunks])[keep]
-            platt = LogisticRegression(C=1e4).fit(logits, label)
-            if platt.coef_[0, 0] > 0:  # never turn the ranking round
-                network.slope[task] = float(platt.coef_[0, 0])
-                network.shift[task] = float(platt.intercept_[0])
+            network.shift[task] += float(np.log(factor(scores[keep, task], label)))
+        else:
+            logits = np.concatenate([chunk[task][:, 0].numpy() for chunk in chunks])[keep].astype(np.float64)
+            network.slope[task], network.shift[task] = platt(logits, label)
 
 
 def _descend(network: Network, train: Tensors, validation: Tensors, epochs: int) -> None:
@@ -149,6 +162,12 @@ def _validation_loss(network: Network, validation: Tensors) -> float:
     with torch.no_grad():
         losses = torch.stack([loss_by_task(network, part) * len(part) for part in _chunks(validation)])
     return float(losses.sum()) / len(validation)
+
+
+def _raw(network: Network, data: Tensors) -> list[list[Tensor]]:
+    """Of every chunk, what each head says."""
+    with torch.no_grad():
+        return [network.raw(network.inputs.lift(part.numeric, part.categorical)) for part in _chunks(data)]
 
 
 def _chunks(data: Tensors) -> list[Tensors]:

@@ -1,5 +1,6 @@
 """The `rapport` command. Sub-commands of the offline half are reached lazily: the gateway installs without them."""
 
+import json
 import signal
 import sys
 import time
@@ -240,6 +241,22 @@ def features_load(
 def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
     _export("pipeline").train_workspace(_workspace(workspace), seed=seed)
+
+
+@app.command()
+def quality(
+    data: Annotated[Path | None, typer.Argument(help="A file of events. Default: what the workspace holds.")] = None,
+    workspace: WorkspaceDir = DEFAULT_HOME / "quality",
+    cutoffs: Annotated[
+        str | None,
+        typer.Option(help="Test cutoffs, as 2011-05-19,2011-06-02. Default: the last whose labels are known."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many networks; the figures are their medians.")] = 3,
+) -> None:
+    """How good the model is on unseen cutoffs, beside simpler ones: tables, then one line of JSON."""
+    test = None if cutoffs is None else _offline("cutoffs").parse(cutoffs)
+    found = _export("quality").quality(_workspace(workspace), data, test, seeds=seeds)
+    print(found.tables, json.dumps(found.result), sep="\n")  # noqa: T201
 
 
 @app.command()

@@ -244,8 +244,7 @@ class Predictor:
             batch: Sequence[Work], seconds: float, has_read: Callable[[], None]
         ) -> list[Scored | Exception]:
             ends = time.monotonic() + seconds
-            await self.turns.give_way()
-            return await scorer.score(batch, ends - time.monotonic(), has_read)
+            return await self.turns.run(lambda: scorer.score(batch, ends - time.monotonic(), has_read))
 
         return score
 

@@ -1,4 +1,7 @@
-"""Builds the feature views: for every cutoff one row of every customer known by then, from events before it alone."""
+"""Builds the feature views: for a cutoff one row of every customer known by then, from events before it alone.
+
+All work is done by DuckDB from file to file, so a data set may be larger than memory.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,11 +18,15 @@ from tqdm import tqdm
 from feature_client.errors import RapportError
 from feature_client.offline.cutoffs import default_cutoffs
 from feature_client.offline.events import scratch
+from feature_client.offline.learners import learners
 from feature_client.offline.views import VIEWS, Past
 from feature_client.offline.workspace import Workspace
 from feature_client.schema import FeatureSchema
 
 INSTANT = dt.Timestamp(timezone="UTC", scale=6)
+ROWS_AT_ONCE = 50_000
+"""Of a view, in memory: from DuckDB to its file."""
+
 STORED = {"int64": dt.int64, "float64": dt.float64, "string": dt.string, "timestamp": INSTANT}
 """Feast's types, as the feature files hold them."""
 
@@ -41,7 +48,8 @@ def build(
 ) -> int:
     """Writes features/<view>.parquet: customer_id, event_timestamp (the cutoff), created_timestamp, features.
 
-    cutoffs: by default those of the split, and as_of. created: what created_timestamp says, by default now.
+    cutoffs: by default those of the split, and as_of. At those before as_of the rows are of the customers who are
+    trained on (see learners.py). created: what created_timestamp says, by default now.
     Returns the number of rows of a view. Needs the schema that `features apply` writes. Raises BuildError.
     """
     dataset = workspace.dataset()
@@ -56,13 +64,22 @@ def build(
     writers: dict[str, pq.ParquetWriter] = {}
     rows = 0
     with scratch(workspace) as (connection, _):
-        connection.create_table("events", connection.read_parquet(workspace.events))
+        events = connection.create_table("events", connection.read_parquet(workspace.events))
+        learning = learners(events)
+        if learning is not events:
+            learning = connection.create_table("learning", learning)
+        since = first_events(events)
         try:
             for cutoff in tqdm(cutoffs, desc="features", unit=" cutoffs", disable=not progress):
-                for view, table in views_at(connection, declared, cutoff, created):
-                    writer = writers.get(view) or writers.setdefault(view, _writer(unfinished[view], table.schema))
-                    writer.write_table(table)
-                rows += len(table)
+                learned = learning if cutoff < dataset.as_of else events
+                for view, table in views_at(connection, learned, since, declared, cutoff, created):
+                    batches = table.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
+                    writer = writers.get(view) or writers.setdefault(view, _writer(unfinished[view], batches.schema))
+                    written = 0
+                    for batch in batches:
+                        writer.write_batch(batch)
+                        written += len(batch)
+                rows += written
         finally:
             for writer in writers.values():
                 writer.close()
@@ -81,29 +98,42 @@ def read_schema(workspace: Workspace) -> FeatureSchema:
         raise BuildError(f"no schema in {workspace.root}: run `rapport features apply` first") from exc
 
 
+def first_events(events: ir.Table) -> Mapping[str, datetime]:
+    """Event type -> its first event of all."""
+    starts = events.group_by("type").agg(first=events.ts.min()).to_pyarrow().to_pylist()
+    return {start["type"]: start["first"] for start in starts}
+
+
 def views_at(
-    connection: ibis.BaseBackend, declared: Fields, cutoff: datetime, created: datetime
-) -> Iterator[tuple[str, pa.Table]]:
-    """Each view with its rows at a cutoff, from the connection's table `events`. Raises BuildError."""
-    past = _past(connection, cutoff)
+    connection: ibis.BaseBackend,
+    events: ir.Table,
+    since: Mapping[str, datetime],
+    declared: Fields,
+    cutoff: datetime,
+    created: datetime,
+) -> Iterator[tuple[str, ir.Table]]:
+    """Each view as its file holds it, with the rows of a cutoff: read before the next is asked for.
+
+    events: of the connection. since: of `first_events`, also where `events` are those of some customers alone.
+    Raises BuildError.
+    """
+    past = _past(connection, events, since, cutoff)
     for view, define in VIEWS.items():
-        yield view, _stamped(view, define(past), declared, cutoff, created).to_pyarrow()
+        yield view, _stamped(view, define(past), declared, cutoff, created)
 
 
-def _past(connection: ibis.BaseBackend, cutoff: datetime) -> Past:
+def _past(connection: ibis.BaseBackend, events: ir.Table, since: Mapping[str, datetime], cutoff: datetime) -> Past:
     """Also computes once, as tables, what several views read."""
-    events = connection.table("events")
     before = events.filter(events.ts < ibis.literal(cutoff, type=INSTANT))
     lines = before.filter(before.type == "purchase")
     orders = lines.group_by("customer_id", "order_id").agg(ts=lines.ts.min(), value=lines.amount.sum())
-    starts = before.group_by("type").agg(first=before.ts.min()).to_pyarrow().to_pylist()
     return Past(
         cutoff=cutoff,
         customers=_computed(connection, "customers", before.select("customer_id").distinct()),
         events=before,
         lines=lines,
         orders=_computed(connection, "orders", orders),
-        since={start["type"]: start["first"] for start in starts},
+        since={kind: first for kind, first in since.items() if first < cutoff},
     )
 
 

@@ -42,9 +42,6 @@ TIMEOUT_S = 60.0
 BATCH = 2_048
 """Entities of one write, 1 to 2 MB; one write is on its way while the next is encoded."""
 
-MEMORY = "2GB"
-"""What DuckDB may use; beyond that it spills into the workspace."""
-
 DTYPES = NUMBERS | {"String": "string", "UnixTimestamp": "timestamp"}
 
 WHOLE = {"BIGINT", "INTEGER", "SMALLINT", "TINYINT", "UINTEGER", "USMALLINT", "UTINYINT"}
@@ -116,7 +113,6 @@ def load(
     # The store is asked first: it is sooner done than the selection.
     with _writer(workspace) as writer, scratch(workspace) as (backend, _), _readable():
         connection = backend.con
-        connection.execute(f"SET memory_limit = '{MEMORY}'")
         connection.execute("SET preserve_insertion_order = false")  # it would be kept in memory
         connection.execute("SET TimeZone = 'UTC'")
         selected = {view.name: _select(connection, view, as_of) for view in views}

@@ -21,6 +21,9 @@ from tqdm import tqdm
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import DataSet, Workspace
 
+MEMORY = "2GB"
+"""What DuckDB may use; beyond that it spills into the workspace."""
+
 EVENT_TYPES = ("purchase", "return", "session", "service_use", "campaign_open")
 
 EVENT_SCHEMA = ibis.schema(
@@ -142,7 +145,7 @@ def scratch(workspace: Workspace) -> Iterator[tuple[ibis.BaseBackend, Path]]:
     workspace.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=workspace.root) as name:
         directory = Path(name)
-        connection = ibis.duckdb.connect(directory / "scratch.duckdb", temp_directory=name)
+        connection = ibis.duckdb.connect(directory / "scratch.duckdb", temp_directory=name, memory_limit=MEMORY)
         try:
             yield connection, directory
         finally:

@@ -136,10 +136,11 @@ def _named(schema: FeatureSchema, wrong: Mapping[str, Sequence[Wrong]]) -> str:
 
 
 def _views(events: pa.Table, schema: FeatureSchema, cutoff: datetime) -> Mapping[str, pa.Table]:
-    connection = ibis.duckdb.connect()
+    connection, declared = ibis.duckdb.connect(), aggregates.declared_fields(schema)
     try:
-        connection.create_table("events", ibis.memtable(events))
-        return dict(aggregates.views_at(connection, aggregates.declared_fields(schema), cutoff, CREATED))
+        crowd = connection.create_table("events", ibis.memtable(events))
+        views = aggregates.views_at(connection, crowd, aggregates.first_events(crowd), declared, cutoff, CREATED)
+        return {view: table.to_pyarrow() for view, table in views}
     finally:
         connection.disconnect()
 

@@ -18,9 +18,10 @@ from loadtests.bench.explanations import explain, explain_error, explain_graph
 from loadtests.bench.home import PreparationError, home
 from loadtests.bench.lanes import mixed
 from loadtests.bench.load import LoadError, find_wrk
+from loadtests.bench.offline import offline
 from loadtests.bench.plan import Plan
 from loadtests.bench.reads import reads
-from loadtests.bench.report import Row, circumstances, line, pages
+from loadtests.bench.report import OFFLINE, Row, circumstances, line, pages
 from loadtests.bench.scaling import batch, customers, models
 from loadtests.bench.servers import ServerError
 from loadtests.bench.stages import stages
@@ -66,7 +67,9 @@ PATIENT = {
     "RAPPORT_REDIS_TIMEOUT_MS": "30000",
 }
 """Not a faster gateway, but one that refuses nothing: so a test of this program does not depend on how fast it runs."""
-ALL_ROWS = {**ROWS, **PEER_ROWS}
+LONG_ROWS = {OFFLINE: offline}
+"""Measured when they are named: half an hour, and more with more customers."""
+ALL_ROWS = {**ROWS, **LONG_ROWS, **PEER_ROWS}
 ON_TRITON = [name for name in ROWS if is_triton(name)]
 FAULTS = (WrongAnswer, LoadError, ServerError, PreparationError, MissingGraph)
 

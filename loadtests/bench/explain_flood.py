@@ -25,6 +25,9 @@ FLOODING = 16
 """Clients that ask again once they are answered, or refused."""
 ENTITIES = 32
 """As many as a request may ask to be explained."""
+FLOOD_NICENESS = 19
+"""Of the clients that flood: they share a core with the one whose waiting is measured, and reading their answers must
+not be what it waits for."""
 MARK = 1.5
 EXPLAINED, REFUSED, LATE, GONE = "200", "503", "504", "499"
 """Statuses that the flood may get. The last: whoever still waits when it ends is gone before the answer."""
@@ -83,6 +86,7 @@ def row(name: str, what: str, pairs: Sequence[tuple[Flooded, OpenLoad]]) -> Row:
     with_ms, without_ms = [flood.predict.p99_ms for flood in floods], [alone.p99_ms for _, alone in pairs]
     explained = statistics.median(flood.explained_per_s for flood in floods)
     predicted = statistics.median(flood.predict.achieved for flood in floods)
+    sent_late = statistics.median(flood.predict.late_p99_ms for flood in floods)
     refused, late = (100 * max(shares) for shares in zip(*((one.refused, one.late) for one in floods), strict=True))
     return Row(
         name,
@@ -92,7 +96,8 @@ def row(name: str, what: str, pairs: Sequence[tuple[Flooded, OpenLoad]]) -> Row:
         mark=MARK,
         details={"rounds": [[asdict(flood), asdict(alone)] for flood, alone in pairs]},
         absolute=f"{absolute(with_ms, without_ms, 'ms')}; {explained:,.0f} explained beside {predicted:,.0f} scored/s, "
-        f"{refused:.0f} % of the flood refused, {late:.0f} % late",
+        f"{refused:.0f} % of the flood refused, {late:.0f} % late; "
+        f"of the first, up to {sent_late:.3g} ms (p99) because the client was late",
     )
 
 
@@ -114,7 +119,16 @@ def beside(target: Target, single: Path, flood: Path, rate: float, seconds: floa
 
 
 def flood_with(target: Target, flood: Path, seconds: float) -> Load:
-    return closed_loop(target.url, flood, FLOODING, seconds, path=EXPLAIN, key=target.key, core=target.core)
+    return closed_loop(
+        target.url,
+        flood,
+        FLOODING,
+        seconds,
+        path=EXPLAIN,
+        key=target.key,
+        core=target.core,
+        niceness=FLOOD_NICENESS,
+    )
 
 
 def answered(target: Target) -> "Counter[str]":

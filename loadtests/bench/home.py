@@ -89,16 +89,16 @@ def known_customers(workspace: Path) -> tuple[str, list[str]]:
 def local_redis(directory: Path, *, persistent: bool = False) -> Iterator[str]:
     """host:port of a redis-server that ends with the block, free to use every core."""
     command = [*RAPPORT, "redis", str(directory), *(["--persistent"] if persistent else [])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
-    try:
-        assert process.stdout is not None  # noqa: S101  (it is a pipe)
-        address = process.stdout.readline().strip()
-        if not address:
-            raise PreparationError(f"no redis-server: `{' '.join(command[1:])}` ended with {process.wait()}")
-        yield address
-    finally:
-        process.terminate()
-        process.wait(STOP_TIMEOUT_S)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:  # noqa: S603
+        try:
+            assert process.stdout is not None  # noqa: S101  (it is a pipe)
+            address = process.stdout.readline().strip()
+            if not address:
+                raise PreparationError(f"no redis-server: `{' '.join(command[1:])}` ended with {process.wait()}")
+            yield address
+        finally:
+            process.terminate()
+            process.wait(STOP_TIMEOUT_S)
 
 
 def client(address: str) -> "Redis":

@@ -40,15 +40,23 @@ class Load:
 
 
 def closed_loop(
-    url: str, bodies: Path, clients: int, seconds: float, *, path: str, key: str | None, core: int | None
+    url: str,
+    bodies: Path,
+    clients: int,
+    seconds: float,
+    *,
+    path: str,
+    key: str | None,
+    core: int | None,
+    niceness: int = 0,
 ) -> Load:
     """POSTs to `url` + `path` with `clients` keep-alive connections; one JSON body a line in `bodies`.
 
     seconds: rounded up, because wrk knows whole ones only. key: sent as a bearer token. core: what wrk is pinned to.
-    Raises LoadError.
+    niceness: of wrk, where it shares its core with what measures. Raises LoadError.
     """
     command = [
-        *pinned([find_wrk()], core),
+        *pinned(["nice", "-n", str(niceness), find_wrk()], core),
         *("--threads", "1", "--connections", str(clients), "--duration", f"{math.ceil(seconds)}s", "--timeout", "10s"),
         *("--script", str(SCRIPT), url),
     ]

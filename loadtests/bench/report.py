@@ -25,6 +25,17 @@ metrics and its log line for every request; its load comes from another core, an
 mean and where the marks come from is in `loadtests/bench`.
 """
 
+OFFLINE = "offline"
+HEAD_OFFLINE = """# Performance of the offline half
+
+What `make bench ROWS=offline` measured on one machine; it rewrites this page. `CUSTOMERS=` is the larger number of
+customers, a million by default; the smaller one is a tenth of it. Each step is a command of its own: its time, and the
+most memory that was resident at once (of the command, not of Redis). DuckDB gets 2 GB and spills into the workspace
+beyond. Features are built at `as_of` for every customer, and at the cutoffs of training for 50,000 of them, chosen by a
+hash of the id (`feature_client/offline/learners.py`).
+"""
+HEADS = {"performance.md": HEAD, "performance-offline.md": HEAD_OFFLINE, "performance-triton.md": HEAD_TRITON}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -92,24 +103,27 @@ def circumstances(redis_address: str) -> dict[str, Any]:
 
 def pages(result: Mapping[str, Any]) -> dict[str, str]:
     """File -> its text, for the pages of docs/ whose rows were asked for."""
-    asked = [is_triton(name) for name in result["rows"]]
-    return {
-        **({"performance.md": _page(HEAD, result, on_triton=False)} if not all(asked) else {}),
-        **({"performance-triton.md": _page(HEAD_TRITON, result, on_triton=True)} if any(asked) else {}),
-    }
+    asked = {_page_of(name) for name in result["rows"]}
+    return {page: _page(page, result) for page in HEADS if page in asked}
 
 
-def _page(head: str, result: Mapping[str, Any], *, on_triton: bool) -> str:
+def _page_of(group: str) -> str:
+    if group == OFFLINE:
+        return "performance-offline.md"
+    return "performance-triton.md" if is_triton(group) else "performance.md"
+
+
+def _page(page: str, result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    rows = [row for row in result["results"] if is_triton(row["group"]) == on_triton]
+    rows = [row for row in result["results"] if _page_of(row["group"]) == page]
     lines = [
-        head,
+        HEADS[page],
         f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}.",
         f"{result['rounds']} rounds of {result['seconds']:g} s. {versions}.\n",
         *table([row for row in rows if not row["group"].startswith("peer_")]),
-        *(recommended(rows) if on_triton else section(rows)),
+        *(recommended(rows) if page == "performance-triton.md" else section(rows)),
     ]
-    failed = {name: reason for name, reason in result["failed"].items() if is_triton(name) == on_triton}
+    failed = {name: reason for name, reason in result["failed"].items() if _page_of(name) == page}
     # A reason may be the last words of some program, of many lines.
     lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in failed.items()]
     return "\n".join(lines) + "\n"

@@ -24,6 +24,16 @@ def result(*rows: Row, **other: Any) -> dict[str, Any]:
     return {**facts, "seconds": 3.0, "rounds": 3, "results": results, "rows": ["throughput"], "failed": {}, **other}
 
 
+def test_each_page_holds_its_own_rows() -> None:
+    facts = result(row(2.0), rows=["throughput", "offline"])
+    facts["results"].append({"group": "offline", **row(3.0).as_json(), "what": "time of building features"})
+    written = pages(facts)
+    assert set(written) == {"performance.md", "performance-offline.md"}
+    assert "building features" in written["performance-offline.md"]
+    assert "building features" not in written["performance.md"]
+    assert set(pages({**facts, "rows": ["offline"]})) == {"performance-offline.md"}
+
+
 @pytest.mark.parametrize(
     ("figure", "at_least", "mark", "met"),
     [

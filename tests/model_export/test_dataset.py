@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,11 @@ import pytest
 from feature_client.offline import aggregates, generator, historical, registry
 from feature_client.offline.aggregates import read_schema
 from feature_client.offline.cutoffs import split
+from feature_client.offline.learners import learners
 from feature_client.offline.parity import LeakError, SkewError
 from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
+from model_export import dataset
 from model_export.dataset import DatasetError, build
 from model_export.rows import Dataset, Rows
 from tests.feature_client.offline.planted import peeking, shifted
@@ -73,6 +76,35 @@ def test_parts_hold_their_own_cutoffs_and_labels_of_one_end_before_the_next_begi
     assert built.validation.cutoffs.max() + 90 * DAY_S <= built.test.cutoffs.min()
 
 
+def test_of_a_large_data_set_a_sample_is_trained_on_and_everybody_is_served(
+    built: Dataset, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said of those who are in the sample is what is said of them where there is none."""
+    for module in (aggregates, dataset):
+        monkeypatch.setattr(module, "learners", partial(learners, at_most=80))
+    large = Workspace(tmp_path / "large")
+    generator.generate(large, customers=200, seed=5, progress=False)
+    registry.apply(large)
+    aggregates.build(large, progress=False)
+    sampled = build(large, code="code")
+
+    customers = set(sampled.train.customers)
+    assert 40 < len(customers) < 120
+    for name, rows in parts(sampled).items():
+        whole = parts(built)[name]
+        same = np.isin(whole.customers, list(customers))
+        of_sample = np.isin(rows.customers, list(customers))
+        np.testing.assert_array_equal(rows.customers[of_sample], whole.customers[same])
+        np.testing.assert_array_equal(rows.numeric[of_sample], whole.numeric[same])
+        np.testing.assert_array_equal(rows.labels[of_sample], whole.labels[same])
+    as_of = workspace.dataset().as_of
+    served, still_served = (
+        rows[rows.event_timestamp == as_of].drop(columns="created_timestamp").reset_index(drop=True)
+        for rows in (pd.read_parquet(place.features / "lifetime.parquet") for place in (workspace, large))
+    )
+    pd.testing.assert_frame_equal(served, still_served)
+
+
 def test_vocabularies_come_from_training_rows(built: Dataset) -> None:
     for position, feature in enumerate(built.schema.categorical):
         assert feature.vocabulary
@@ -102,7 +134,7 @@ def test_a_second_build_joins_nothing(workspace: Workspace, built: Dataset, monk
 def test_labels_that_are_still_open_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = split(workspace.dataset())
     late = replace(planned, test=[workspace.dataset().as_of - timedelta(days=30)])
-    monkeypatch.setattr("feature_client.offline.cutoffs.split", lambda data: late)
+    monkeypatch.setattr("feature_client.offline.cutoffs.split", lambda data, test: late)
     with pytest.raises(DatasetError, match="but the data ends at"):
         build(workspace, code="code")
 

@@ -10,9 +10,16 @@ import pytest
 
 from service.asker import Asker
 from service.errors import DeadlineExceeded
-from service.turns import Turns
+from service.turns import SHARE, Turns, _OwnTime
 
 PATIENT = Asker("r", deadline=math.inf)
+
+
+def work_for(seconds: float) -> None:
+    """Of this thread's time."""
+    ends = time.thread_time() + seconds
+    while time.thread_time() < ends:
+        pass
 
 
 def test_whoever_needs_the_loop_waits_for_one_piece_whoever_has_how_many() -> None:
@@ -73,14 +80,75 @@ def test_pieces_wait_for_predictions_but_not_for_ever() -> None:
         under_way = True
         turns = Turns(lambda: under_way)
         done: list[str] = []
+
+        def long_piece() -> None:
+            done.append("long")
+            work_for(0.02)
+
+        await turns.take([long_piece], PATIENT)
         waiting = asyncio.create_task(turns.take([partial(done.append, "given way")], PATIENT))
-        await asyncio.sleep(0)
-        assert done == []
+        await asyncio.sleep(0.002)
+        assert done == ["long"]
         under_way = False
         await waiting
-        assert done == ["given way"]
+        assert done == ["long", "given way"]
         under_way = True
-        await turns.take([partial(done.append, "all the same")], PATIENT)
-        assert done == ["given way", "all the same"]
+        await turns.take([long_piece, partial(done.append, "all the same")], PATIENT)
+        assert done == ["long", "given way", "long", "all the same"]
 
     asyncio.run(scenario())
+
+
+def test_the_loops_time_is_shared_out_while_predictions_are_under_way() -> None:
+    """By the clock of the thread: what the machine does meanwhile counts for nothing."""
+    piece_s, pieces = 0.002, 10
+
+    async def scenario() -> float:
+        turns = Turns(lambda: True)
+        started = time.monotonic()
+        await turns.take([partial(work_for, piece_s)] * pieces, PATIENT)
+        return time.monotonic() - started
+
+    assert asyncio.run(scenario()) >= (pieces - 1) * piece_s / SHARE
+
+
+def test_what_work_takes_of_the_loop_between_its_waits_counts_and_its_waits_do_not() -> None:
+    async def work() -> str:
+        work_for(0.001)
+        await asyncio.sleep(0.05)
+        work_for(0.001)
+        return "answer"
+
+    async def scenario() -> None:
+        timed = _OwnTime(work())
+        assert await timed == "answer"
+        assert 0.002 <= timed.seconds < 0.03
+
+    asyncio.run(scenario())
+
+
+def test_work_that_is_cancelled_or_fails_ends_as_it_would_alone() -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("tidied up")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("mine")
+
+    async def scenario() -> None:
+        turns = Turns(lambda: False)
+        waiting = asyncio.create_task(turns.run(work))
+        await asyncio.sleep(0.001)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(ValueError, match="mine"):
+            await turns.run(fail)
+
+    asyncio.run(scenario())
+    assert ended == ["tidied up"]

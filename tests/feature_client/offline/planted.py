@@ -1,6 +1,6 @@
 """Defects to plant into the code that builds features: each is what a slip of the hand would make."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -50,6 +50,6 @@ def shifted(view: str, days: int, late: timedelta) -> View:
     return build
 
 
-def closed(connection: ibis.BaseBackend, cutoff: datetime) -> Past:
+def closed(connection: ibis.BaseBackend, events: ir.Table, since: Mapping[str, datetime], cutoff: datetime) -> Past:
     """A past that holds its end: with the events of the very second of the cutoff."""
-    return replace(PAST(connection, cutoff + timedelta(seconds=1)), cutoff=cutoff)
+    return replace(PAST(connection, events, since, cutoff + timedelta(seconds=1)), cutoff=cutoff)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from feature_client.offline.cutoffs import CutoffError, default_cutoffs, split
+from feature_client.offline.cutoffs import CutoffError, default_cutoffs, parse, split
 from feature_client.offline.workspace import DataSet
 
 
@@ -41,3 +41,34 @@ def test_labels_of_one_part_end_before_the_next_begins(as_of: str) -> None:
 def test_data_too_short_to_learn_from_is_refused_with_what_is_missing() -> None:
     with pytest.raises(CutoffError, match=r"training, validation and test need [0-9]+ more days"):
         split(dataset("2025-06-01", "2026-01-01"))
+
+
+def test_windows_follow_from_test_cutoffs_of_ones_own() -> None:
+    """The split of the figures on the longer file."""
+    parts = split(dataset("2009-12-01T07:45:00", "2011-12-10"), parse("2011-09-08,2011-09-01"))
+    assert (days(parts.train)[0], days(parts.train)[-1], len(parts.train)) == ("2010-03-04", "2011-02-03", 25)
+    assert days(parts.validation) == ["2011-05-05", "2011-05-19", "2011-06-02"]
+    assert days(parts.test) == ["2011-09-01", "2011-09-08"]
+
+
+def test_own_cutoffs_equal_to_the_default_ones_change_nothing() -> None:
+    data = dataset("2009-12-01T07:45:00", "2011-09-01")
+    assert split(data, parse("2011-05-19,2011-06-02")) == split(data)
+
+
+def test_test_cutoffs_whose_labels_are_open_are_refused() -> None:
+    with pytest.raises(CutoffError, match="2011-06-16 need events until 2011-09-14, but events ends on 2011-09-01"):
+        split(dataset("2009-12-01", "2011-09-01"), parse("2011-05-19,2011-06-16"))
+
+
+@pytest.mark.parametrize("text", ["", "2011-05-19,", "19.05.2011", "2011-13-01", "2011-05-19;2011-06-02"])
+def test_what_is_no_date_is_refused(text: str) -> None:
+    with pytest.raises(CutoffError, match="write dates as 2011-05-19,2011-06-02"):
+        parse(text)
+
+
+def test_dates_are_midnights_once_each_in_order() -> None:
+    assert parse("2011-06-02, 2011-05-19,2011-06-02") == [
+        datetime(2011, 5, 19, tzinfo=UTC),
+        datetime(2011, 6, 2, tzinfo=UTC),
+    ]

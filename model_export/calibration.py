@@ -1,0 +1,30 @@
+"""Makes scores mean what they say: fitted on rows that the model has not seen, alike for every kind of model."""
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from feature_client.schema import FloatArray
+
+MOST = 2.0
+"""A few enormous orders can rule the sum of a small data set: amounts are moved by no more than this factor."""
+
+
+def platt(logits: FloatArray, labels: FloatArray) -> tuple[float, float]:
+    """Slope and shift of the logits [rows] with which labels [rows] are met (Platt 1999, "Probabilistic Outputs for
+    Support Vector Machines"); (1, 0) where the rows have one class only, or where ranking would be turned round."""
+    if not 0 < labels.sum() < len(labels):
+        return 1.0, 0.0
+    fitted = LogisticRegression(C=1e4).fit(logits[:, None], labels)
+    slope, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    return (slope, shift) if slope > 0 else (1.0, 0.0)
+
+
+def factor(amounts: FloatArray, labels: FloatArray) -> float:
+    """What amounts [rows] are multiplied by, so that they sum to the labels' sum; within 1 / MOST and MOST."""
+    predicted, actual = float(amounts.sum()), float(labels.sum())
+    return float(np.clip(actual / predicted, 1 / MOST, MOST)) if predicted > 0 and actual > 0 else 1.0
+
+
+def logit(probabilities: FloatArray) -> FloatArray:
+    inside = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    return np.log(inside / (1 - inside))
