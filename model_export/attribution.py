@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.game import AttributionError, Background, Bools, Doubles, Floats, Ints, base_outcomes, every_coalition
-from model_export.network import Network
+from model_export.scorer import Scorer
 
 EXACT_GROUPS = 8
 """With more groups, 2^groups coalitions against every background row are too many for a graph that answers people."""
@@ -30,7 +30,7 @@ class ExplainedNetwork(nn.Module):
     rows: int
     """How many rows of the network one customer costs."""
 
-    def __init__(self, network: Network, base: Doubles) -> None:
+    def __init__(self, network: Scorer, base: Doubles) -> None:
         """base [2 T]: the outcomes that attributions start from."""
         super().__init__()
         self.network = network
@@ -69,7 +69,7 @@ class ExactShapley(ExplainedNetwork):
     shares: Tensor  # [K, 1]
     weights: Tensor  # [2 + C, P]: of nobody, of the coalitions between, of everybody
 
-    def __init__(self, network: Network, owners: Ints, background: Background) -> None:
+    def __init__(self, network: Scorer, owners: Ints, background: Background) -> None:
         """owners [L]: the player, from 0 on, that each lifted column belongs to. Raises AttributionError."""
         super().__init__(network, base_outcomes(network, background))
         players = int(owners.max()) + 1
@@ -118,7 +118,7 @@ class EstimatedShapley(ExplainedNetwork):
     own: Tensor
     constant: Tensor
 
-    def __init__(self, network: Network, estimate: Estimate) -> None:
+    def __init__(self, network: Scorer, estimate: Estimate) -> None:
         super().__init__(network, estimate.base)
         self.register_buffer("taken", torch.from_numpy(estimate.taken))
         self.register_buffer("references", torch.from_numpy(estimate.references))

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 from model_export.game import Background, Bools, Doubles, Floats, Ints, outcomes
-from model_export.network import Network
+from model_export.scorer import Scorer
 
 CONSTRAINT = 1e2
 """Weight, in the least squares, of the sum of the weights being 1; it is made exact afterwards."""
@@ -35,7 +35,7 @@ def draw_probes(customers: Floats, members: Bools, owners: Ints, count: int, rng
     return Probes(customers[who], members[coalition][:, owners])
 
 
-def choose_background(network: Network, population: Floats, probes: Probes, count: int) -> Background:
+def choose_background(network: Scorer, population: Floats, probes: Probes, count: int) -> Background:
     """At most `count` rows of the population [M, L], with their weights.
 
     With d(q, m) the standardised outcome of probe q over row m less its mean over the population, the weights w
@@ -54,7 +54,7 @@ def choose_background(network: Network, population: Floats, probes: Probes, coun
     return Background(population[chosen][kept], weights[kept])
 
 
-def _covariance(network: Network, population: Floats, probes: Probes) -> Doubles:
+def _covariance(network: Scorer, population: Floats, probes: Probes) -> Doubles:
     """[M, M]: of the standardised outcomes of all probes, about their means over the population."""
     rows = torch.from_numpy(population)
     every = np.empty((len(probes.customers), len(rows), 2 * len(network.kinds)), dtype=np.float32)

@@ -4,6 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from feature_client.contract import Contract, Task
 from feature_client.schema import Feature
+from model_export.kinds import ESTIMATOR
+
+MADE_BY = {
+    "network": "one network with one head a task",
+    "lightgbm": "boosted trees (LightGBM), an ensemble a task",
+    "logistic": "linear models (scikit-learn), one a task",
+}
+"""Estimator -> what computes the scores."""
 
 LIMITS = (
     "It knows what the events record and nothing else: no prices of competitors, no intent, no demographics.",
@@ -17,9 +25,10 @@ LIMITS = (
 def card(contract: Contract) -> str:
     """Markdown."""
     schema, explanation = contract.schema, contract.explanation
+    estimator = contract.training.get(ESTIMATOR, "network")
     what = (
-        f"{len(contract.tasks)} scores for each customer, from {len(schema.features)} features, by one network with "
-        "one head a task. Each score comes with its reasons."
+        f"{len(contract.tasks)} scores for each customer, from {len(schema.features)} features, by "
+        f"{MADE_BY.get(estimator, estimator)}. Each score comes with its reasons."
     )
     reasons = (
         f"Shapley values of {len(schema.groups)} groups of features, in the score's own unit or in its margin, against "
@@ -40,7 +49,7 @@ def card(contract: Contract) -> str:
             "",
             *_table(("score", "base"), ((f"`{name}`", _number(base)) for name, base in explanation.base.items())),
             "",
-            *_table(("graph", "method", "rows of the network", "score", "error", "shuffled"), _error_rows(contract)),
+            *_table(("graph", "method", "rows of the model", "score", "error", "shuffled"), _error_rows(contract)),
         ],
         "Features": _table(
             ("feature", "means", "group", "missing in training"),

@@ -1,4 +1,4 @@
-"""The graph that explains by single features: the slopes of the trunk at a few masked rows, weighed.
+"""The graph that explains by single features: what each does to the outcome at a few masked rows, weighed.
 
 At a masked row (some groups from the customer, all others from a reference) a feature's *effect* on a task's margin is
 the derivative of the margin by the columns of the trunk, times how far these move when this feature alone goes from
@@ -7,10 +7,14 @@ features there; exact gains would take a run for each feature. An attribution is
 times the slope of the score, with weights fitted to Owen values (`owen`). With equal weights, and rows along a straight
 line, they would be integrated gradients. docs/decisions/0013-features-are-explained-by-slopes.md says what else was
 tried.
+
+Trees have no slopes. Of such models an effect is the difference itself: the outcome of the masked row with the
+customer's value of this feature, less that with the reference's, which takes a run for each feature.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -21,6 +25,7 @@ from model_export.estimators import AMOUNTS, MaskedRows, Target
 from model_export.game import Bools, Doubles, Floats, Ints
 from model_export.network import Network
 from model_export.owen import FeatureGame
+from model_export.scorer import Scorer
 
 CHUNK = 2_048
 """Masked rows of one run of the trunk and its slopes: what it needs for them stays in a core's cache."""
@@ -30,6 +35,10 @@ CHANNELS = 2
 
 PENALTIES = tuple(10.0**power for power in range(-6, 0))
 """Of the ridge regression, relative to standardised effects; validation rows choose one for each outcome."""
+
+DIFFERENCE_PENALTIES = PENALTIES[3:]
+"""A difference rounds as the outcomes that it is of: smaller penalties, whose weights are ten times larger, miss the
+same and amplify rounding beyond what counts as equal."""
 
 VALIDATION_SHARE = 0.2
 """Of the target's rows, the last ones; once they have chosen, they take part in the fit."""
@@ -80,6 +89,70 @@ class Effects(nn.Module):
         both = torch.stack([on_margins, on_scores], dim=2)  # [B * R, T, CHANNELS, F]
         return both.reshape(-1, mixed.shape[1], *both.shape[1:]).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
+    def explain(self, lifted: Tensor) -> tuple[Tensor, Tensor]:
+        """The customers' own outcomes [B, 2 T], and their effects."""
+        return torch.cat(self.network.outcomes(lifted), dim=1), self(lifted)
+
+    @property
+    def runs(self) -> int:
+        """Rows of the network for one customer."""
+        return len(self.taken)
+
+    @property
+    def cost(self) -> int:
+        """The same, with the way back, which costs about a row for each task, and what becomes of slopes one more."""
+        return self.runs * (2 + len(self.network.kinds))
+
+
+class Differences(nn.Module):
+    """The same of a model without slopes: each masked row once more for every feature, with the other's value of it."""
+
+    taken: Tensor  # bool [R, L]
+    references: Tensor  # [R, L]
+    turned: Tensor  # bool [R, F, L]: taken, but for the columns of one feature
+    signs: Tensor  # [R, F]: 1 where that feature was the customer's, else -1
+
+    def __init__(self, scorer: Scorer, rows: MaskedRows, owners: Ints) -> None:
+        super().__init__()
+        self.scorer = scorer
+        owned = owners == np.arange(owners.max() + 1)[:, None]  # [F, L]
+        own = (rows.taken[:, None] & owned).any(axis=2)
+        self.register_buffer("taken", torch.from_numpy(rows.taken))
+        self.register_buffer("references", torch.from_numpy(rows.references))
+        self.register_buffer("turned", torch.from_numpy(rows.taken[:, None] ^ owned))
+        self.register_buffer("signs", torch.from_numpy(np.where(own, 1, -1).astype(np.float32)))
+
+    def forward(self, lifted: Tensor) -> Tensor:
+        return self.explain(lifted)[1]
+
+    def explain(self, lifted: Tensor) -> tuple[Tensor, Tensor]:
+        plain = torch.where(self.taken, lifted[:, None], self.references)  # [B, R, L]
+        turned = torch.where(self.turned, lifted[:, None, None], self.references[:, None])  # [B, R, F, L]
+        mixed = torch.cat([plain[:, :, None], turned], dim=2)  # [B, R, 1 + F, L]
+        # In one run: the trees would otherwise be in the graph twice.
+        rows = torch.cat([lifted[:, None], mixed.flatten(1, 2)], dim=1)
+        both = torch.stack(self.scorer.outcomes(rows.flatten(0, 1)), dim=1)  # [rows, CHANNELS, T]
+        every = both.reshape(-1, rows.shape[1], *both.shape[1:])
+        own, masked = every[:, 0].flatten(1), every[:, 1:].flip(2).reshape(-1, *mixed.shape[1:3], *both.shape[1:])
+        effects = (masked[:, :, :1] - masked[:, :, 1:]) * self.signs[:, :, None, None]  # [B, R, F, CHANNELS, T]
+        return own, effects.permute(0, 4, 3, 1, 2).flatten(2, 3)
+
+    @property
+    def runs(self) -> int:
+        return self.turned.shape[0] * (1 + self.turned.shape[1])
+
+    @property
+    def cost(self) -> int:
+        return self.runs
+
+
+def has_slopes(scorer: Scorer) -> TypeGuard[Network]:
+    return isinstance(scorer, Network)
+
+
+def effects_of(scorer: Scorer, rows: MaskedRows, owners: Ints) -> Effects | Differences:
+    return Effects(scorer, rows, owners) if has_slopes(scorer) else Differences(scorer, rows, owners)
+
 
 class EstimatedOwen(ExplainedNetwork):
     """The estimate as a graph. Its players are the features, in the order of the schema."""
@@ -88,17 +161,15 @@ class EstimatedOwen(ExplainedNetwork):
     constant: Tensor
     shares: Tensor
 
-    def __init__(self, network: Network, estimate: DetailEstimate) -> None:
+    def __init__(self, network: Scorer, estimate: DetailEstimate) -> None:
         super().__init__(network, estimate.base)
-        self.effects = Effects(network, MaskedRows(estimate.taken, estimate.references), estimate.owners)
+        self.effects = effects_of(network, MaskedRows(estimate.taken, estimate.references), estimate.owners)
         for name in ("weights", "constant", "shares"):
             self.register_buffer(name, torch.from_numpy(getattr(estimate, name).astype(np.float32)))
-        # As measured: the way back costs about a row for each task, and what becomes of the slopes one more.
-        self.rows = 1 + len(estimate.taken) * (2 + len(network.kinds))
+        self.rows = 1 + self.effects.cost
 
     def explain(self, lifted: Tensor) -> tuple[Tensor, Tensor]:
-        own = torch.cat(self.network.outcomes(lifted), dim=1)
-        effects = self.effects(lifted)
+        own, effects = self.effects.explain(lifted)
         parts = (torch.cat([effects, effects], dim=1) * self.weights).sum(dim=2) + self.constant  # [B, 2 T, F]
         missed = own - self.nobody - parts.sum(dim=2)
         return own, parts + missed[:, :, None] * self.shares
@@ -144,21 +215,22 @@ def fit(game: FeatureGame, rows: MaskedRows, target: Target) -> DetailEstimate:
     """The weights of the effects at these masked rows, by ridge regression for each feature and outcome."""
     effects = _effects(game, rows, target.customers)
     _, tasks, columns, features = effects.shape
+    penalties = PENALTIES if has_slopes(game.network) else DIFFERENCE_PENALTIES
     weights = np.zeros((2 * tasks, columns, features))
     constant, shares = np.zeros((2, 2 * tasks, features))
     for outcome in range(2 * tasks):
         x = effects[:, outcome % tasks].transpose(2, 0, 1).astype(np.float64)  # [F, n, CHANNELS * R]
         y, trust = target.attributions[:, outcome].T, target.trust[:, outcome]
-        weights[outcome], constant[outcome], missed = _ridge(x, y, trust)
+        weights[outcome], constant[outcome], missed = _ridge(x, y, trust, penalties)
         shares[outcome] = missed / missed.sum() if missed.sum() > 0 else 1 / features
     return DetailEstimate(rows.taken, rows.references, game.owners, weights, constant, shares, target.base)
 
 
 def _effects(game: FeatureGame, rows: MaskedRows, customers: Floats) -> Floats:
     """customers [n, L] -> [n, T, CHANNELS * R, F]."""
-    effects = Effects(game.network, rows, game.owners)
+    effects = effects_of(game.network, rows, game.owners)
     with torch.no_grad():
-        chunks = torch.split(torch.from_numpy(customers), max(CHUNK // len(rows), 1))
+        chunks = torch.split(torch.from_numpy(customers), max(CHUNK // effects.runs, 1))
         return np.asarray(torch.cat([effects(chunk) for chunk in chunks]).numpy())
 
 
@@ -185,12 +257,12 @@ def _pursue(gram: Doubles, left: Doubles, rows: int, count: int) -> list[int]:
     return chosen
 
 
-def _ridge(x: Doubles, y: Doubles, trust: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+def _ridge(x: Doubles, y: Doubles, trust: Doubles, penalties: Sequence[float]) -> tuple[Doubles, Doubles, Doubles]:
     """x [F, n, C], y [F, n], rows weighted by trust [n] -> slopes [C, F], intercepts [F], and the mean squares that
     were missed on validation rows [F]."""
     fitted = x.shape[1] - max(int(x.shape[1] * VALIDATION_SHARE), 1)
     found = []
-    for penalty, slopes, intercepts in _solve(x[:, :fitted], y[:, :fitted], trust[:fitted], PENALTIES):
+    for penalty, slopes, intercepts in _solve(x[:, :fitted], y[:, :fitted], trust[:fitted], penalties):
         missed = np.einsum("fnc,cf->fn", x[:, fitted:], slopes) + intercepts[:, None] - y[:, fitted:]
         squares = (missed**2 * trust[fitted:]).mean(axis=1)
         found.append((float(squares.sum()), penalty, squares))

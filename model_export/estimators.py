@@ -12,7 +12,7 @@ import torch
 
 from model_export.attribution import Estimate
 from model_export.game import Bools, Doubles, Floats, Game, Ints, base_outcomes, outcomes
-from model_export.network import Network
+from model_export.scorer import Scorer
 
 PENALTIES = tuple(10.0**power for power in range(-8, 0))
 """Of the ridge regression, relative to standardised columns; validation rows choose one for each outcome."""
@@ -47,7 +47,7 @@ class MaskedRows:
     def first(self, rows: int) -> "MaskedRows":
         return MaskedRows(self.taken[:rows], self.references[:rows])
 
-    def outcomes(self, network: Network, customers: Floats) -> Floats:
+    def outcomes(self, network: Scorer, customers: Floats) -> Floats:
         """customers [n, L] -> [n, R, 2 T]."""
         taken, references = torch.from_numpy(self.taken), torch.from_numpy(self.references)
         found = np.empty((len(customers), len(self), 2 * len(network.kinds)), dtype=np.float32)
@@ -110,7 +110,7 @@ def draw_masked_rows(game: Game, count: int, rng: np.random.Generator) -> Masked
     return MaskedRows(members[coalition][:, game.owners], references[row])
 
 
-def select(network: Network, candidates: MaskedRows, target: Target, count: int) -> MaskedRows:
+def select(network: Scorer, candidates: MaskedRows, target: Target, count: int) -> MaskedRows:
     """The `count` candidates whose outcomes explain the target best, the best first.
 
     Forward selection by blocks of 2 T columns (orthogonal matching pursuit, Pati et al. 1993), on the Gram matrix: each
@@ -144,7 +144,7 @@ def select(network: Network, candidates: MaskedRows, target: Target, count: int)
     return candidates[np.array(chosen, dtype=np.int64)]
 
 
-def fit(network: Network, rows: MaskedRows, target: Target) -> Estimate:
+def fit(network: Scorer, rows: MaskedRows, target: Target) -> Estimate:
     """The weights of these masked rows, by ridge regression; the customer's own outcomes are not penalised."""
     values = rows.outcomes(network, target.customers).astype(np.float64)
     count, _, width = values.shape

@@ -30,7 +30,7 @@ from feature_client.contract import (
 from feature_client.schema import FeatureSchema
 from model_export.attribution import EXACT_GROUPS, Estimate, EstimatedShapley, ExactShapley, ExplainedNetwork
 from model_export.background import choose_background, draw_probes
-from model_export.detail import DetailEstimate, EstimatedOwen, draw_places
+from model_export.detail import DetailEstimate, EstimatedOwen, draw_places, has_slopes
 from model_export.detail import fit as fit_detail
 from model_export.detail import select as select_places
 from model_export.estimators import Target, draw_masked_rows, fit, select
@@ -48,9 +48,9 @@ from model_export.game import (
     lift,
     sampled_coalitions,
 )
-from model_export.network import Network
 from model_export.owen import FeatureGame, sample_owen
 from model_export.rows import Dataset, Rows
+from model_export.scorer import Scorer
 
 MAX_GROUPS = 12
 """DESIGN.md 7. With more, a thousand coalitions are no reference to fit anything to."""
@@ -106,6 +106,10 @@ class Settings:
     features_rows: int = 48
     """Masked rows at which the slopes of the trunk are taken."""
 
+    differences_candidates: int = 48
+    differences_rows: int = 12
+    """In place of both, for models without slopes: each of these rows runs once more for every feature."""
+
     features_held_out: int = 128
     features_held_out_orders: int = 512
     features_bound: float = 0.40
@@ -136,7 +140,7 @@ class Sample:
         """Each column on its own: every value is somebody's, and no row is anybody."""
         return Sample(rng.permuted(self.numeric, axis=0), rng.permuted(self.categorical, axis=0))
 
-    def lifted(self, network: Network) -> Floats:
+    def lifted(self, network: Scorer) -> Floats:
         return lift(network, self.numeric, self.categorical)
 
 
@@ -152,7 +156,7 @@ class Explained:
     estimates: Mapping[str, Estimate]
     detail: DetailEstimate
 
-    def graph(self, network: Network, schema: FeatureSchema, explainer: str) -> ExplainedNetwork:
+    def graph(self, network: Scorer, schema: FeatureSchema, explainer: str) -> ExplainedNetwork:
         if explainer == "exact":
             return ExactShapley(network, group_owners(network, schema), self.background).eval()
         if explainer == FEATURES:
@@ -182,7 +186,7 @@ class Explained:
 
 
 def explain(
-    network: Network, dataset: Dataset, sample: Sample, settings: Settings, *, seed: int, cache: Path | None = None
+    network: Scorer, dataset: Dataset, sample: Sample, settings: Settings, *, seed: int, cache: Path | None = None
 ) -> tuple[Explained, Explanation]:
     """sample: test rows; the first `held_out` of them measure errors, all of them say what matters on the whole.
 
@@ -253,7 +257,7 @@ def hold(name: str, error: Errors, bound: float) -> None:
                 )
 
 
-def importance(explained: Explained, network: Network, dataset: Dataset, sample: Sample) -> Importance:
+def importance(explained: Explained, network: Scorer, dataset: Dataset, sample: Sample) -> Importance:
     """Mean |contribution| of each group, and of each feature, over those of the sample for whom a score is defined."""
     schema = dataset.schema
     eligible = eligible_rows(schema, dataset.tasks, sample.numeric)
@@ -272,7 +276,7 @@ def importance(explained: Explained, network: Network, dataset: Dataset, sample:
 
 
 def _make(
-    network: Network, dataset: Dataset, sample: Sample, settings: Settings, rng: np.random.Generator
+    network: Scorer, dataset: Dataset, sample: Sample, settings: Settings, rng: np.random.Generator
 ) -> tuple[Explained, Explanation]:
     schema, tasks = dataset.schema, [task.name for task in dataset.tasks]
     owners = group_owners(network, schema)
@@ -359,8 +363,11 @@ def _fit_detail(game: FeatureGame, target: Target, settings: Settings, rng: np.r
     """target: of the groups' attributions, in place of which those of features are drawn."""
     drawn = sample_owen(game, target.customers, settings.features_orders, rng, "values of features")
     target = replace(target, attributions=drawn)
-    candidates = draw_places(game, settings.features_candidates, rng)
-    places = select_places(game, candidates, target.first(settings.features_selecting), settings.features_rows)
+    drawn_places, kept = settings.differences_candidates, settings.differences_rows
+    if has_slopes(game.network):
+        drawn_places, kept = settings.features_candidates, settings.features_rows
+    candidates = draw_places(game, drawn_places, rng)
+    places = select_places(game, candidates, target.first(settings.features_selecting), kept)
     return fit_detail(game, places, target)
 
 
@@ -385,7 +392,8 @@ def _judge_detail(
     strange = errors(rows.shuffled(rng), "features of shuffled rows")
     scores, margins = (dict(zip(tasks, part.tolist(), strict=True)) for part in np.split(usual, 2))
     stated = Errors(scores, margins, dict(zip(tasks, strange.tolist(), strict=False)))
-    return Explainer(f"owen-slopes-{len(explained.detail.taken)}", graph.rows, stated, by_feature=True)
+    of = "slopes" if has_slopes(game.network) else "differences"
+    return Explainer(f"owen-{of}-{len(explained.detail.taken)}", graph.rows, stated, by_feature=True)
 
 
 def _sampling_error(game: Game, customers: Floats, rng: np.random.Generator) -> Doubles:
@@ -413,7 +421,7 @@ def _draw(rows: Rows, count: int, rng: np.random.Generator) -> Sample:
     return Sample(rows.numeric[chosen], rows.categorical[chosen])
 
 
-def _digest(network: Network, dataset: Dataset, sample: Sample, settings: Settings, seed: int) -> str:
+def _digest(network: Scorer, dataset: Dataset, sample: Sample, settings: Settings, seed: int) -> str:
     """SHA-256 over all that an explanation follows from, this code included."""
     digest = hashlib.sha256(repr((settings, seed, dataset.schema, dataset.tasks)).encode())
     for name, value in network.state_dict().items():

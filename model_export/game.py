@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from feature_client.errors import RapportError
 from feature_client.schema import FeatureSchema
-from model_export.network import Network
+from model_export.scorer import Scorer
 
 CHUNK = 8_192
 """Rows of one run of the trunk: what it needs for them stays in a core's cache, which made it three times faster."""
@@ -98,20 +98,20 @@ def coalitions_for(players: int, at_most: int, rng: np.random.Generator) -> Coal
     return every_coalition(players) if 2**players <= at_most else sampled_coalitions(players, at_most, rng)
 
 
-def lift(network: Network, numeric: Floats, categorical: Ints) -> Floats:
+def lift(network: Scorer, numeric: Floats, categorical: Ints) -> Floats:
     """Raw rows -> [rows, L]."""
     with torch.no_grad():
         return np.asarray(network.inputs.lift(torch.from_numpy(numeric), torch.from_numpy(categorical)).numpy())
 
 
-def outcomes(network: Network, lifted: Tensor) -> Floats:
+def outcomes(network: Scorer, lifted: Tensor) -> Floats:
     """[rows, L] -> [rows, 2 T]."""
     with torch.no_grad():
         parts = [torch.cat(network.outcomes(part), dim=1) for part in torch.split(lifted, CHUNK)]
     return np.asarray(torch.cat(parts).numpy())
 
 
-def base_outcomes(network: Network, background: Background) -> Doubles:
+def base_outcomes(network: Scorer, background: Background) -> Doubles:
     """v(nobody): [2 T]."""
     return np.asarray(background.weights @ outcomes(network, torch.from_numpy(background.rows)))
 
@@ -120,14 +120,14 @@ def base_outcomes(network: Network, background: Background) -> Doubles:
 class Game:
     """Whose gains are divided: players own lifted columns (owners [L], numbers from 0 on)."""
 
-    network: Network
+    network: Scorer
     owners: Ints
     background: Background
     coalitions: Coalitions
 
     @classmethod
     def of_groups(
-        cls, network: Network, schema: FeatureSchema, background: Background, coalitions: Coalitions
+        cls, network: Scorer, schema: FeatureSchema, background: Background, coalitions: Coalitions
     ) -> "Game":
         """The players are the groups, in the order of `schema.groups`."""
         return cls(network, group_owners(network, schema), background, coalitions)
@@ -151,7 +151,7 @@ class Game:
         return found
 
 
-def group_owners(network: Network, schema: FeatureSchema) -> Ints:
+def group_owners(network: Scorer, schema: FeatureSchema) -> Ints:
     """Who owns each lifted column, as a position in `schema.groups`: [L]."""
     groups = list(schema.groups)
     return np.array([groups.index(schema.by_name[name].group) for name in network.inputs.owners], dtype=np.int64)

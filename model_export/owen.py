@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from feature_client.schema import FeatureSchema
 from model_export.game import Background, Doubles, Floats, Ints, outcomes
-from model_export.network import Network
+from model_export.scorer import Scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,13 @@ class FeatureGame:
     """Players are features. owners [L]: the feature of each lifted column; groups [F]: the group of each feature, as
     positions in `schema.features` and in `schema.groups`."""
 
-    network: Network
+    network: Scorer
     owners: Ints
     groups: Ints
     background: Background
 
     @classmethod
-    def of(cls, network: Network, schema: FeatureSchema, background: Background) -> "FeatureGame":
+    def of(cls, network: Scorer, schema: FeatureSchema, background: Background) -> "FeatureGame":
         names, groups = [feature.name for feature in schema.features], list(schema.groups)
         owners = np.array([names.index(name) for name in network.inputs.owners], dtype=np.int64)
         return cls(network, owners, np.array([groups.index(f.group) for f in schema.features]), background)

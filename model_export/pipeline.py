@@ -32,10 +32,10 @@ from model_export.evaluate import evaluate, reference, segments
 from model_export.explanation import FULL, Explained, Sample, Settings, explain
 from model_export.export import export
 from model_export.holdout import Holdout, hold_out
-from model_export.network import Network
+from model_export.kinds import ESTIMATOR, Estimator, fit, restore
 from model_export.publish import Artifacts, publish, set_champion
 from model_export.rows import Dataset
-from model_export.train import EPOCHS, predict, train
+from model_export.train import EPOCHS, predict
 from model_export.verify import Floats, Graphs, Ints, verify, write_golden
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
@@ -53,7 +53,7 @@ class RunError(RapportError):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network with everything that a release says about it.
+    """A trained model with everything that a release says about it.
 
     rows: `numeric` and `categorical` of real test rows.
     """
@@ -78,13 +78,21 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train_workspace(workspace: Workspace, *, seed: int = 0, epochs: int = EPOCHS, model: str = MODEL) -> Contract:
+def train_workspace(
+    workspace: Workspace,
+    *,
+    estimator: Estimator = "network",
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    model: str = MODEL,
+) -> Contract:
     """Builds the dataset, fits, evaluates, and leaves the run in the workspace."""
     # Here, not above: Feast takes seconds to import, and publishing needs none of it.
     from model_export.dataset import build  # noqa: PLC0415
 
     dataset = build(workspace, code_digest())
-    run = train_run(dataset, seed=seed, epochs=epochs, model=model, cache=workspace.root / "explained")
+    cache = workspace.root / "explained"
+    run = train_run(dataset, estimator=estimator, seed=seed, epochs=epochs, model=model, cache=cache)
     write_run(run, _run_directory(workspace))
     return run.contract
 
@@ -103,6 +111,7 @@ def publish_unrouted(workspace: Workspace, root: Path, key: "SigningKey | None" 
 def train_run(
     dataset: Dataset,
     *,
+    estimator: Estimator = "network",
     seed: int = 0,
     epochs: int = EPOCHS,
     model: str = MODEL,
@@ -110,7 +119,7 @@ def train_run(
     cache: Path | None = None,
 ) -> Run:
     """settings: of explanations. cache: a directory for those; training itself is repeated."""
-    network = train(dataset, seed=seed, epochs=epochs)
+    network = fit(estimator, dataset, seed=seed, epochs=epochs)
     chosen = np.random.default_rng(seed).permutation(len(dataset.test))[:SAMPLE_ROWS]
     rows = (dataset.test.numeric[chosen], dataset.test.categorical[chosen])
     explained, explanation = explain(network, dataset, Sample(*rows), settings, seed=seed, cache=cache)
@@ -123,7 +132,7 @@ def train_run(
         tasks=tasks,
         explanation=explanation,
         reference=reference(dataset.schema, dataset.train),
-        training=dict(dataset.about),
+        training={ESTIMATOR: estimator, **dataset.about},
         metrics=evaluate(scores, dataset.test, tasks),
         digests={"data": dataset.digest, "code": code_digest()},
     )
@@ -140,9 +149,7 @@ def publish_run(run: Run, root: Path) -> Release:
 @one_thread()
 def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release:
     """Exports, verifies and publishes a run as the next version, signed where there is a key; no route changes."""
-    network = Network(run.contract.schema, run.contract.tasks)
-    network.load_state_dict(dict(run.weights))
-    network.eval()
+    network = restore(run.contract.schema, run.contract.tasks, run.weights)
     explainers = run.contract.explanation.explainers
     explained = {name: run.explained.graph(network, run.contract.schema, name) for name in explainers}
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=3 + len(explained), unit="step") as progress:

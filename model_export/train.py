@@ -16,6 +16,7 @@ from feature_client.schema import FloatArray
 from model_export.calibration import factor, platt
 from model_export.network import Network
 from model_export.rows import Dataset, Rows
+from model_export.scorer import Calibrated, Scorer
 
 EPOCHS = 12
 PATIENCE = 4
@@ -65,7 +66,7 @@ def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
     return network.eval()
 
 
-def predict(network: Network, rows: Rows) -> npt.NDArray[np.float32]:
+def predict(network: Scorer, rows: Rows) -> npt.NDArray[np.float32]:
     """Scores [rows, T]."""
     network.eval()
     data = Tensors.of(rows)
@@ -113,7 +114,7 @@ def loss_by_task(network: Network, data: Tensors) -> Tensor:
     return torch.stack(losses)
 
 
-def calibrate(network: Network, rows: Rows) -> None:
+def calibrate(network: Calibrated, rows: Rows) -> None:
     """Platt's slope and shift for probabilities, a factor for amounts, so that these rows are met on average; kept
     inside the graph."""
     network.eval()
@@ -164,7 +165,7 @@ def _validation_loss(network: Network, validation: Tensors) -> float:
     return float(losses.sum()) / len(validation)
 
 
-def _raw(network: Network, data: Tensors) -> list[list[Tensor]]:
+def _raw(network: Calibrated, data: Tensors) -> list[list[Tensor]]:
     """Of every chunk, what each head says."""
     with torch.no_grad():
         return [network.raw(network.inputs.lift(part.numeric, part.categorical)) for part in _chunks(data)]

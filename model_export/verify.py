@@ -15,7 +15,7 @@ from feature_client.golden import SPLIT_UP, golden_name
 from feature_client.triton_config import EXPLAIN_MAX_ROWS
 from model_export.attribution import ExplainedNetwork
 from model_export.export import EXPLAIN_OUTPUTS, SCORE_OUTPUTS
-from model_export.network import Network
+from model_export.scorer import Scorer
 
 BATCHES = (1, 2, 7, 32, 64, 256)
 GOLDEN_ROWS = 16
@@ -41,7 +41,7 @@ class Parity:
 class Graphs:
     """The graphs of a release, with the torch modules they were exported from; of explanations, by explainer."""
 
-    network: Network
+    network: Scorer
     score_file: Path
     explained: Mapping[str, ExplainedNetwork]
     explain_files: Mapping[str, Path]
@@ -82,7 +82,7 @@ def verify(graphs: Graphs, numeric: Floats, categorical: Ints) -> Parity:
     return Parity(**worst)
 
 
-def hostile_rows(network: Network, width: int) -> tuple[Floats, Ints]:
+def hostile_rows(network: Scorer, width: int) -> tuple[Floats, Ints]:
     """All missing, the ends of float32, zeros; categories missing, unseen and the last of each vocabulary."""
     largest = np.finfo(np.float32).max
     values = [np.nan, largest, -largest, 0.0, -1.0, 1e6]

@@ -76,6 +76,12 @@ class Runtime(StrEnum):
     TRITON = "triton"
 
 
+class Estimator(StrEnum):
+    NETWORK = "network"
+    LIGHTGBM = "lightgbm"
+    LOGISTIC = "logistic"
+
+
 DEFAULT_HOME = Path(".rapport")
 DEFAULT_WORKSPACE = DEFAULT_HOME / "generated"
 DEFAULT_REDIS = "127.0.0.1:6379"
@@ -238,9 +244,16 @@ def features_load(
 
 
 @app.command()
-def train(workspace: WorkspaceDir = DEFAULT_WORKSPACE, seed: Seed = 0) -> None:
+def train(
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    seed: Seed = 0,
+    estimator: Annotated[
+        Estimator,
+        typer.Option(help="The multi-task network, LightGBM's boosted trees, or scikit-learn's linear models."),
+    ] = Estimator.NETWORK,
+) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
-    _export("pipeline").train_workspace(_workspace(workspace), seed=seed)
+    _export("pipeline").train_workspace(_workspace(workspace), estimator=estimator.value, seed=seed)
 
 
 @app.command()

@@ -8,8 +8,8 @@ from service.errors import InvalidRequest
 from service.reasons import Asked, error_of
 
 
-def choose(contract: Contract, asked: Asked, expected_s: Callable[[str], float]) -> Asked:
-    """With its explainer. expected_s: explainer -> how long it would run for this request.
+def choose(name: str, contract: Contract, asked: Asked, expected_s: Callable[[str], float]) -> Asked:
+    """With its explainer. name: of the release. expected_s: explainer -> how long it would run for this request.
 
     With a tolerance, the cheapest that keeps it; with a budget alone, the most precise within it. Where none does both,
     the most precise within the budget; where none is within it, the cheapest. The answer says what was not kept.
@@ -21,7 +21,7 @@ def choose(contract: Contract, asked: Asked, expected_s: Callable[[str], float])
         if explainer.by_feature == (asked.detail == "features")
     }
     if not of_detail:
-        raise InvalidRequest("detail: this release explains by groups alone")
+        raise InvalidRequest(f"detail: {name} explains by groups alone, it has no graph of single features")
     if asked.tolerance is None and asked.budget_s is None:
         return replace(asked, explainer=next(iter(of_detail)))
     by_cost = sorted(of_detail, key=lambda name: of_detail[name].rows)

@@ -260,7 +260,7 @@ def _chosen(loaded: Loaded, asked: Asked, rows: int) -> Asked:
         if task not in contract.task_names:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
     loaded.reasons.wording(asked.language)
-    return choose(contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
+    return choose(loaded.release.name, contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
 
 
 def _reasons(answered: Answered) -> Iterator[Callable[[], None]]:

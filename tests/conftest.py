@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
@@ -11,6 +12,10 @@ from feature_client.errors import RapportError
 from feature_client.online.local_redis import LocalRedis
 from service.local_triton import LocalTriton
 from service.triton_install import find
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most tests need none of it
+    from feature_client.release import Release
+    from model_export.pipeline import Run
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -41,6 +46,22 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
         pytest.skip(str(exc))
     with LocalTriton(tmp_path_factory.mktemp("triton"), installation=installation) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def trees_run() -> "Run":
+    """Boosted trees, really trained."""
+    from tests.model_export.tiny_release import tiny_trees  # noqa: PLC0415  (as above)
+
+    return tiny_trees()
+
+
+@pytest.fixture(scope="session")
+def trees_release(trees_run: "Run", tmp_path_factory: pytest.TempPathFactory) -> "Release":
+    """They are published, as engagement.1 of a repository of its own that no test changes."""
+    from tests.model_export.tiny_release import build_tiny_release  # noqa: PLC0415  (as above)
+
+    return build_tiny_release(tmp_path_factory.mktemp("trees") / "models", trees_run)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -64,6 +64,7 @@ def test_real_rows_and_hostile_ones_pass(graphs: Graphs, run: Run) -> None:
 
 
 def test_a_wrong_weight_is_found(graphs: Graphs, run: Run) -> None:
+    assert isinstance(graphs.network, Network)
     weight = graphs.network.heads.weight
     original = weight.detach().clone()
     try:

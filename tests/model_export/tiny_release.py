@@ -45,6 +45,8 @@ LIGHT = Settings(
     features_held_out=24,
     features_held_out_orders=64,
     features_bound=0.9,
+    differences_candidates=8,
+    differences_rows=4,
 )
 """Explanations in a second or two; too light to be good."""
 
@@ -198,6 +200,11 @@ def tiny_dataset(rows: int = 6_000, seed: int = 0, without: Sequence[str] = ()) 
 
 def tiny_run(rows: int = 6_000, seed: int = 0, epochs: int = 6, without: Sequence[str] = ()) -> Run:
     return train_run(tiny_dataset(rows, seed, without), seed=seed, epochs=epochs, settings=LIGHT)
+
+
+def tiny_trees(rows: int = 1_500) -> Run:
+    """The same of boosted trees."""
+    return train_run(tiny_dataset(rows), estimator="lightgbm", settings=LIGHT)
 
 
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:

@@ -37,17 +37,17 @@ def models(two_releases: Release, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def arms(answer: dict) -> dict[str, str]:  # type: ignore[type-arg]
+def versions(answer: dict) -> dict[str, str]:  # type: ignore[type-arg]
     return {one["entity"]["customer_id"]: one["version"] for one in answer["predictions"]}
 
 
 def test_a_customer_stays_in_one_arm_whoever_asks_and_however(start: Start, customers: list[str], models: Path) -> None:
     url = start(models=models)
-    together = arms(predict(url, *CROWD))
-    alone = {customer: arms(predict(url, customer))[customer] for customer in CROWD}
-    explained = arms(explain(url, *CROWD[:32]))
-    with_reasons = arms(predict(url, *CROWD[:32], explain=2))
-    restarted = arms(predict(start(models=models), *reversed(CROWD)))
+    together = versions(predict(url, *CROWD))
+    alone = {customer: versions(predict(url, customer))[customer] for customer in CROWD}
+    explained = versions(explain(url, *CROWD[:32]))
+    with_reasons = versions(predict(url, *CROWD[:32], explain=2))
+    restarted = versions(predict(start(models=models), *reversed(CROWD)))
 
     assert set(together.values()) == {"1", "2"}
     assert together == alone == restarted
@@ -80,23 +80,23 @@ def test_reasons_are_of_the_release_that_scored(start: Start, customers: list[st
 def test_a_version_that_is_asked_for_answers_everybody(start: Start, customers: list[str], models: Path) -> None:
     url = start(models=models)
 
-    assert set(arms(predict(url, *CROWD, version="1")).values()) == {"1"}
-    assert set(arms(predict(url, *CROWD, version="2")).values()) == {"2"}
+    assert set(versions(predict(url, *CROWD, version="1")).values()) == {"1"}
+    assert set(versions(predict(url, *CROWD, version="2")).values()) == {"2"}
 
 
 def test_a_share_is_changed_and_ended_without_a_restart(start: Start, customers: list[str], models: Path) -> None:
     url = start(models=models)
-    half = {customer for customer, version in arms(predict(url, *CROWD)).items() if version == "2"}
+    half = {customer for customer, version in versions(predict(url, *CROWD)).items() if version == "2"}
 
     write_routes(models, canary(80))
-    until(lambda: len({c for c, v in arms(predict(url, *CROWD)).items() if v == "2"}) > len(half), "never grew")
-    most = {customer for customer, version in arms(predict(url, *CROWD)).items() if version == "2"}
+    until(lambda: len({c for c, v in versions(predict(url, *CROWD)).items() if v == "2"}) > len(half), "never grew")
+    most = {customer for customer, version in versions(predict(url, *CROWD)).items() if version == "2"}
     assert half < most
     write_routes(models, canary(50, salt="another"))
-    until(lambda: len({c for c, v in arms(predict(url, *CROWD)).items() if v == "2"}) < len(most), "never dealt")
-    assert {c for c, v in arms(predict(url, *CROWD)).items() if v == "2"} != half
+    until(lambda: len({c for c, v in versions(predict(url, *CROWD)).items() if v == "2"}) < len(most), "never dealt")
+    assert {c for c, v in versions(predict(url, *CROWD)).items() if v == "2"} != half
     write_routes(models, "[engagement]\nchampion = 1\n")
-    until(lambda: set(arms(predict(url, *CROWD)).values()) == {"1"}, "never ended")
+    until(lambda: set(versions(predict(url, *CROWD)).values()) == {"1"}, "never ended")
 
 
 def test_a_mistake_names_its_place_in_the_request_not_in_the_arm(
@@ -132,7 +132,7 @@ def test_a_canary_that_cannot_be_loaded_leaves_its_customers_to_the_champion(
     (models / "engagement.2" / "golden.npz").write_bytes(b"PK not quite")
     url = start(models=models)
 
-    assert set(arms(predict(url, *CROWD)).values()) == {"1"}
+    assert set(versions(predict(url, *CROWD)).values()) == {"1"}
     assert requests.get(f"{url}/readyz", timeout=5).json()["last_reload"] == "failed"
 
 
@@ -160,13 +160,13 @@ def test_rows_of_both_arms_are_the_customers_own(start: Start, redis: "Redis", m
 
 
 def test_the_contract_of_either_release_can_be_asked_for(
-    start: Start, customers: list[str], models: Path, versions: tuple[Release, Release]
+    start: Start, customers: list[str], models: Path, release: Release, two_releases: Release
 ) -> None:
     url = start(models=models)
 
     def contract(version: str | None) -> object:
         return requests.get(f"{url}/v1/models/engagement", params={"version": version}, timeout=5).json()["contract"]
 
-    first, second = (json.loads(release.contract.to_json()) for release in versions)
+    first, second = (json.loads(one.contract.to_json()) for one in (release, two_releases))
     assert [contract(None), contract("1"), contract("2")] == [first, first, second]
     assert requests.get(f"{url}/v1/models/engagement?version=9", timeout=5).status_code == 404

@@ -85,7 +85,7 @@ def explained_by(contract: Contract, explainers: Mapping[str, Explainer]) -> Con
 def test_an_explainer_is_chosen_by_tolerance_and_budget(
     contract: Contract, asked: Asked, explainer: str, *, within_budget: bool | None
 ) -> None:
-    chosen = choose(explained_by(contract, ALL), asked, SECONDS.__getitem__)
+    chosen = choose("engagement.3", explained_by(contract, ALL), asked, SECONDS.__getitem__)
 
     assert chosen == replace(asked, explainer=explainer, within_budget=within_budget)
 
@@ -94,8 +94,8 @@ def test_the_cheapest_is_by_rows_of_the_network_and_not_by_place(contract: Contr
     """A contract has them in any order but for the first."""
     shuffled = explained_by(contract, {"fast": FAST, "exact": EXACT, "precise": PRECISE})
 
-    assert choose(shuffled, Asked(tolerance=0.05), SECONDS.__getitem__).explainer == "precise"
-    assert choose(shuffled, Asked(budget_s=0.01), SECONDS.__getitem__).explainer == "precise"
+    assert choose("engagement.3", shuffled, Asked(tolerance=0.05), SECONDS.__getitem__).explainer == "precise"
+    assert choose("engagement.3", shuffled, Asked(budget_s=0.01), SECONDS.__getitem__).explainer == "precise"
 
 
 def test_among_equals_the_default_is_chosen(contract: Contract) -> None:
@@ -109,7 +109,7 @@ def test_among_equals_the_default_is_chosen(contract: Contract) -> None:
         Asked(budget_s=0.0001),
         Asked(None, tolerance=0.5),
     ):
-        assert choose(same, asked, lambda name: 0.064).explainer == "fast"
+        assert choose("engagement.3", same, asked, lambda name: 0.064).explainer == "fast"
 
 
 def test_a_detail_that_a_release_does_not_explain_in_is_an_invalid_request(contract: Contract) -> None:
@@ -120,8 +120,8 @@ def test_a_detail_that_a_release_does_not_explain_in_is_an_invalid_request(contr
         Asked(detail="features", tolerance=1.0),
         Asked(detail="features", budget_s=1.0),
     ):
-        with pytest.raises(InvalidRequest, match="explains by groups alone"):
-            choose(by_groups, asked, SECONDS.__getitem__)
+        with pytest.raises(InvalidRequest, match=r"engagement\.3 explains by groups alone"):
+            choose("engagement.3", by_groups, asked, SECONDS.__getitem__)
 
 
 def test_time_is_asked_for_only_where_there_is_a_budget(contract: Contract) -> None:
@@ -129,7 +129,7 @@ def test_time_is_asked_for_only_where_there_is_a_budget(contract: Contract) -> N
         raise AssertionError(name)
 
     for asked in (Asked(), Asked(tolerance=0.0), Asked(detail="features", tolerance=0.0)):
-        choose(explained_by(contract, ALL), asked, unknown)
+        choose("engagement.3", explained_by(contract, ALL), asked, unknown)
 
 
 def test_an_error_is_of_a_task_and_of_a_space() -> None:
