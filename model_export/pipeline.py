@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,9 +22,11 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from feature_client.contract import Contract
+from feature_client.declaration import declaration_differences
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release, ReleaseError
+from feature_client.schema import FeatureSchema
 from model_export.card import card
 from model_export.champion import find_champion
 from model_export.evaluate import evaluate, reference, segments
@@ -182,6 +185,17 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
     return release
 
 
+def _run_to_publish(workspace: Workspace) -> Run:
+    """Raises RunError where its features have been declared otherwise since: they are served as declared now."""
+    run = workspace_run(workspace)
+    if workspace.schema_file.exists():  # a run may be published where nothing else of its workspace is
+        declared = msgspec.json.decode(workspace.schema_file.read_bytes(), type=FeatureSchema)
+        if different := declaration_differences(run.contract.schema, declared):
+            said = "; ".join(f"{name}: {what}" for name, what in different.items())
+            raise RunError(f"skew: features have been declared anew since this model was trained, train again: {said}")
+    return run
+
+
 def workspace_run(workspace: Workspace) -> Run:
     """The workspace's trained model. Raises RunError, ContractError."""
     return read_run(_run_directory(workspace))
@@ -228,7 +242,7 @@ def code_digest() -> str:
 
 def _admitted(workspace: Workspace, models: Path, accept: str | None) -> Run:
     """The workspace's run with what its gates said in its contract. Raises GateError."""
-    run = workspace_run(workspace)
+    run = _run_to_publish(workspace)
     return replace(run, contract=admit(run.contract, _judge(run, models), accept))
 
 

@@ -19,7 +19,9 @@ from feature_client.errors import RapportError
 from service.explain_commands import app as explain
 from service.extras import reach
 from service.gates import Accept, print_gates
+from service.instants import instant_of
 from service.report_command import report
+from service.skew_commands import app as skew
 
 
 class _Releases(TyperGroup):
@@ -56,6 +58,7 @@ app.add_typer(triton, name="triton")
 app.add_typer(releases, name="release")
 app.add_typer(explain, name="explain")
 app.command()(report)
+app.add_typer(skew, name="skew")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
@@ -168,7 +171,7 @@ def events_generate(
 @events.command("load")
 def events_load(data: Path, workspace: WorkspaceDir, as_of: AsOf = None) -> None:
     """Check and take over a file of events: Parquet of our schema, or Online Retail II."""
-    _offline("events").load_events(_workspace(workspace), data, _instant(as_of))
+    _offline("events").load_events(_workspace(workspace), data, instant_of(as_of))
 
 
 @features.command("apply")
@@ -222,7 +225,7 @@ def features_materialize(
     workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS, as_of: AsOf = None
 ) -> None:
     """Put the latest rows into the online store, through Feast."""
-    _materialize(_workspace(workspace, redis), _instant(as_of))
+    _materialize(_workspace(workspace, redis), instant_of(as_of))
 
 
 @features.command("load")
@@ -236,7 +239,7 @@ def features_load(
 ) -> None:
     """Put the latest rows into the online store as `materialize` does, without Feast: millions in minutes."""
     place = _workspace(workspace, redis)
-    loaded = _offline("bulk").load(place, _instant(as_of), copies=copies)
+    loaded = _offline("bulk").load(place, instant_of(as_of), copies=copies)
     _offline("sample").write_customers(place)
     rate = loaded.entities / loaded.seconds
     print(  # noqa: T201
@@ -398,16 +401,6 @@ def _offline(module: str) -> Any:
 
 def _export(module: str) -> Any:
     return reach(f"model_export.{module}", "export")
-
-
-def _instant(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise RapportError("--as-of takes an ISO 8601 instant, for example 2011-09-01T00:00:00Z") from exc
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
 @contextmanager
