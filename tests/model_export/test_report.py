@@ -137,7 +137,8 @@ def test_the_hundred_ranked_highest_are_counted(page: ET.Element, run: Run) -> N
 
         said = section(page, run.contract.tasks[position].name)
         assert (
-            f"Of the 100 customers we rank highest, {first} {words} . Of 100 picked at random, {chance} would" in said
+            f"Of the 100 customers we rank highest, {first} {words} . Of 100 picked at random it would be {chance}."
+            in said
         )
         assert f"it might have been {round(100 * wanted.low)} to {round(100 * wanted.high)} of 100" in said
         reached = labels[: len(labels) // 5].sum() / labels.sum()
