@@ -78,8 +78,8 @@ def _of_probability(contract: Contract, facts: Facts) -> Iterator[str]:
     yield (f"Turn to the highest fifth of the list alone, and you have **{percent(facts.gains[20])}** {outcome.those}.")
     auc = metric(facts, "auc")
     naive = ""
-    if rows.naive is not None:
-        surely = "" if auc.naive < auc.own.low else ", which we are not surely better than"
+    if facts.advantage is not None:
+        surely = "" if facts.advantage.low > 0 else ", which we are not surely better than"
         naive = f", the best single fact ({_naive(contract, rows)}) in {100 * auc.naive:.0f}{surely}"
     yield (
         f"Take two customers, {outcome.pair}. The list has them in the right order in **{100 * auc.own.value:.0f} of "
