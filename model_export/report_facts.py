@@ -5,7 +5,7 @@ bootstrap intervals by customer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from feature_client.contract import Contract, Task
 from feature_client.schema import FloatArray
 from model_export import bootstrap
-from model_export.baseline import YEAR_OF_SPEND
 from model_export.bootstrap import Draws, Figure, Interval
 from model_export.evaluate import calibration_bins
 from model_export.gates import calibration_error
 from model_export.holdout import Holdout
+from model_export.naive import YEAR_OF_SPEND
 from model_export.slices import Slice, slices
 
 Ints = npt.NDArray[np.int64]
@@ -132,6 +132,7 @@ class Facts:
 
 def rows_of(contract: Contract, holdout: Holdout, position: int) -> Rows:
     kept = holdout.eligible[:, position]
+    positions = np.cumsum(kept) - 1
     numeric = holdout.numeric[kept]
     columns = [feature.name for feature in contract.schema.numeric]
     feature = holdout.naive_features[position]
@@ -145,7 +146,7 @@ def rows_of(contract: Contract, holdout: Holdout, position: int) -> Rows:
         customers=holdout.customers[kept],
         cutoffs=holdout.cutoffs[kept],
         risked=None if risked is None else risked.astype(np.float64),
-        slices=slices(contract.schema, numeric, holdout.categorical[kept], holdout.cutoffs[kept]),
+        slices=[replace(one, rows=positions[one.rows[kept[one.rows]]]) for one in slices(contract.schema, holdout)],
     )
 
 
@@ -162,7 +163,7 @@ def facts_of(rows: Rows) -> Facts:
         metrics=_metrics(rows),
         noise=calibration_error(rows.score, rows.label, rows.draws)[1] if rows.task.kind == "probability" else 0.0,
         advantage=_advantage(rows),
-        slices=[_slice(rows, one) for one in rows.slices],
+        slices=[_slice(rows, one) for one in rows.slices if len(one.rows)],
     )
 
 
