@@ -126,6 +126,7 @@ class Facts:
     naive_gains: FloatArray | None
     metrics: Sequence[Metric]
     noise: float  # of the ECE, what may be chance; 0 of amounts
+    advantage: Interval | None  # in AUC over the baseline, under the same draws; None of amounts, or without a baseline
     slices: Sequence[SliceFacts]
 
 
@@ -160,6 +161,7 @@ def facts_of(rows: Rows) -> Facts:
         naive_gains=None if rows.naive is None else _gains(rows.naive, rows.label),
         metrics=_metrics(rows),
         noise=calibration_error(rows.score, rows.label, rows.draws)[1] if rows.task.kind == "probability" else 0.0,
+        advantage=_advantage(rows),
         slices=[_slice(rows, one) for one in rows.slices],
     )
 
@@ -229,6 +231,13 @@ def _metrics(rows: Rows) -> list[Metric]:
         squares = bootstrap.mean((rows.score - rows.label) ** 2)
         found.append(Metric("brier", rows.draws.interval(squares), np.nan))
     return found
+
+
+def _advantage(rows: Rows) -> Interval | None:
+    if rows.naive is None or rows.task.kind == "amount":
+        return None
+    own, naive = (bootstrap.auc(score, rows.label) for score in (rows.score, rows.naive))
+    return rows.draws.interval(bootstrap.difference(own, naive))
 
 
 def _value(figure: Figure, rows: int) -> float:
