@@ -18,7 +18,9 @@ from typer.core import TyperGroup
 from feature_client.errors import RapportError
 from service.explain_commands import app as explain
 from service.extras import reach
+from service.gates import Accept, print_gates
 from service.instants import instant_of
+from service.report_command import report
 from service.skew_commands import app as skew
 
 
@@ -55,6 +57,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(triton, name="triton")
 app.add_typer(releases, name="release")
 app.add_typer(explain, name="explain")
+app.command()(report)
 app.add_typer(skew, name="skew")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
@@ -110,10 +113,11 @@ def up(
         Runtime,
         typer.Option(help="What runs models: ONNX Runtime inside the gateway, or a real Triton beside it."),
     ] = Runtime.EMBEDDED,
+    accept: Accept = None,
 ) -> None:
     """Everything, from events to a gateway that answers, until Ctrl-C."""
     module = reach("service.up", "local")
-    module.up(module.Request(home, data, customers, seed, port, backend.value))
+    module.up(module.Request(home, data, customers, seed, port, backend.value, accept))
 
 
 @app.command()
@@ -130,6 +134,7 @@ def prepare(
     customers: Customers = DEFAULT_CUSTOMERS,
     seed: Seed = 0,
     redis: Redis = DEFAULT_REDIS,
+    accept: Accept = None,
 ) -> None:
     """The offline half of `up`: whatever is stale of events, features, online store, model and release."""
     from service.steps import Stamps  # noqa: PLC0415  (only where it is needed)
@@ -145,7 +150,7 @@ def prepare(
         "features": lambda: _build(workspace),
         "materialize": lambda: _materialize(workspace, None),
         "train": lambda: _export("pipeline").train_workspace(workspace, seed=seed),
-        "publish": lambda: _export("pipeline").publish_workspace(workspace),
+        "publish": lambda: print_gates(_export("pipeline").publish_workspace(workspace, accept)),
     }
     stamps = Stamps(request.workspace, request.parameters)
     for name, run in steps.items():
@@ -253,7 +258,10 @@ def train(
     ] = Estimator.NETWORK,
 ) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
-    _export("pipeline").train_workspace(_workspace(workspace), estimator=estimator.value, seed=seed)
+    place = _workspace(workspace)
+    _export("pipeline").train_workspace(place, estimator=estimator.value, seed=seed)
+    for verdict in _export("pipeline").judge_workspace(place):
+        print(f"rapport: gate {verdict.outcome}: {verdict}", file=sys.stderr)  # noqa: T201
 
 
 @app.command()
@@ -273,9 +281,10 @@ def quality(
 
 
 @app.command()
-def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
-    """Export the trained model, verify it, and publish it as the next release."""
-    release = _export("pipeline").publish_workspace(_workspace(workspace))
+def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE, accept: Accept = None) -> None:
+    """Export the trained model, verify it, and publish it as the next release, if it passes its gates."""
+    release = _export("pipeline").publish_workspace(_workspace(workspace), accept)
+    print_gates(release)
     print(f"published {release.name}")  # noqa: T201
 
 
