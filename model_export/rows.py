@@ -9,8 +9,8 @@ import numpy.typing as npt
 from feature_client.contract import Task, eligible_rows
 from feature_client.schema import DAY_S, FeatureBatch, FeatureSchema, FloatArray
 
-HALF_LIFE_DAYS = 60.0
-"""Of what a training row counts. docs/model-quality.md says what else was tried."""
+HALF_LIFE_DAYS = 180.0
+"""Of what a row counts: a season of a year ago still counts a quarter. docs/model-quality.md: what was tried."""
 
 CALIBRATING = 3
 """Cutoffs that a model is calibrated on: the newest, because levels drift."""
