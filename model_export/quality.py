@@ -20,10 +20,11 @@ from feature_client.offline import aggregates, cutoffs, events, registry
 from feature_client.offline.workspace import Workspace
 from model_export.baselines import Forecast, best_feature, linear, trees
 from model_export.dataset import build
-from model_export.measure import Measure, Measured, keys, slices
+from model_export.measure import Measure, Measured, keys
 from model_export.pipeline import code_digest, one_thread
 from model_export.quality_tables import tables
 from model_export.rows import Dataset
+from model_export.slices import slices
 from model_export.train import EPOCHS, predict, predict_logs, train
 
 NETWORK, TREES, LINEAR, FEATURE = "network", "lightgbm", "logistic", "best_feature"

@@ -16,6 +16,7 @@ from feature_client.offline.aggregates import read_schema
 from feature_client.offline.cutoffs import split
 from feature_client.offline.learners import learners
 from feature_client.offline.parity import LeakError, SkewError
+from feature_client.offline.spans import spans
 from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
 from model_export import dataset
@@ -82,6 +83,7 @@ def test_of_a_large_data_set_a_sample_is_trained_on_and_everybody_is_served(
     """What is said of those who are in the sample is what is said of them where there is none."""
     for module in (aggregates, dataset):
         monkeypatch.setattr(module, "learners", partial(learners, at_most=80))
+    monkeypatch.setattr(aggregates, "spans", partial(spans, size=70))
     large = Workspace(tmp_path / "large")
     generator.generate(large, customers=200, seed=5, progress=False)
     registry.apply(large)
