@@ -34,7 +34,7 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
     else:
         model = from_sklearn(linear.fit(dataset, columns), columns.width)
     classical = Classical.of(schema, tasks, model, dataset.train.labels, smooth=smooth)
-    calibrate(classical, dataset.validation)
+    calibrate(classical, dataset.calibrating)
     return classical
 
 

@@ -26,8 +26,9 @@ AMOUNT = {"rmse_log", "spearman", "rmse_capped", "sum_ratio"}
 
 @pytest.fixture(scope="module")
 def small(dataset: Dataset) -> Dataset:
-    """Training rows fewer, so that it is quick."""
-    return replace(dataset, train=dataset.validation, validation=dataset.test, test=dataset.validation)
+    """Training rows fewer, so that it is quick; validation rows are known in the end, too."""
+    known = dataset.validation
+    return replace(dataset, train=known, validation=dataset.test, test=known, known=known)
 
 
 @pytest.fixture(scope="module")
