@@ -25,8 +25,8 @@ LEVEL = 0.98
 """Of the intervals: one model in a hundred fails a gate by chance where it is just within its bound."""
 
 ECE_AT_MOST = 0.08
-"""What the turn of a season does to a model that was well calibrated on the months before: on Online Retail II LightGBM
-and the network end at 0.06 to 0.075, though recalibrated on the newest rows that have labels."""
+"""The turn of a season undoes some of what a model was calibrated to on the months before: on Online Retail II seeds
+of one network end at 0.02 to 0.09 (docs/model-quality.md), of which 0.02 to 0.04 may be chance."""
 
 SUM_RATIO_WITHIN = (0.8, 1.25)
 
