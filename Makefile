@@ -16,7 +16,7 @@ NEEDED_MB := 6000
 
 up: $(INSTALLED) $(if $(filter triton,$(BACKEND)),triton)
 	@exec $(BIN)/rapport up --home $(HOME_DIR) --port $(PORT) --backend $(BACKEND) \
-		--customers $(or $(CUSTOMERS),20000) $(if $(DATA),--data "$(DATA)")
+		--customers $(or $(CUSTOMERS),20000) $(if $(DATA),--data "$(DATA)") $(if $(ACCEPT),--accept "$(ACCEPT)")
 
 down:
 	@if [ -x $(BIN)/rapport ]; then $(BIN)/rapport down --home $(HOME_DIR); else echo "nothing was running"; fi

@@ -7,6 +7,7 @@ Efron and Tibshirani 1993, "An Introduction to the Bootstrap"; percentile interv
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ DRAWS = 400
 LEVEL = 0.95
 AT_ONCE = 4_000_000
 """Weights in memory at once: a few draws at a time of many rows."""
+
+CAP = 0.99
 
 Figure = Callable[[FloatArray], FloatArray]
 """weights [draws, rows] -> the figure under each of them [draws], NaN where it is not defined."""
@@ -41,14 +44,20 @@ class Draws:
 
     def weights(self) -> Iterator[FloatArray]:
         """The same ones at each call, some draws at a time: [some, rows]."""
-        names, places = np.unique(self.customers, return_inverse=True)
-        rng = np.random.default_rng(self.seed)
+        counts, places = self._counts
         step = max(AT_ONCE // max(len(places), 1), 1)
         for start in range(0, self.draws, step):
-            some = min(step, self.draws - start)
-            # Poisson's counts, each customer on its own: the total varies a little, and every figure is a ratio.
-            counts = rng.poisson(1.0, (some, len(names))).astype(np.float64)
-            yield counts[:, places]
+            yield counts[start : start + step, places].astype(np.float64)
+
+    @cached_property
+    def _counts(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """How often each customer was drawn [draws, customers], and each row's customer [rows].
+
+        Poisson's counts, each customer on its own: the total varies a little, and every figure is a ratio.
+        """
+        names, places = np.unique(self.customers, return_inverse=True)
+        drawn = np.random.default_rng(self.seed).poisson(1.0, (self.draws, len(names)))
+        return drawn.astype(np.uint8), places
 
     def figures(self, figure: Figure) -> FloatArray:
         """[draws]"""
@@ -82,9 +91,33 @@ def auc(score: FloatArray, label: FloatArray) -> Figure:
     return figure
 
 
+def average_precision(score: FloatArray, label: FloatArray) -> Figure:
+    """Mean precision over the positives, the highest scores first; ties come in together."""
+    order = np.argsort(-score, kind="stable")
+    positive = label[order] > 0
+    starts = _starts(score[order])
+
+    def figure(weights: FloatArray) -> FloatArray:
+        ordered = weights[:, order]
+        hits = np.add.reduceat(ordered * positive, starts, axis=1)
+        taken = np.cumsum(np.add.reduceat(ordered, starts, axis=1), axis=1)
+        precision = np.cumsum(hits, axis=1) / np.maximum(taken, 1.0)
+        return _ratio((precision * hits).sum(axis=1), hits.sum(axis=1))
+
+    return figure
+
+
 def log_rmse(score: FloatArray, label: FloatArray) -> Figure:
     """Root mean square of the difference of log1p."""
     squares = (np.log1p(score) - np.log1p(label)) ** 2
+    return lambda weights: np.sqrt(_ratio(weights @ squares, weights.sum(axis=1)))
+
+
+def rmse_capped(score: FloatArray, label: FloatArray) -> Figure:
+    """Root mean square of the difference, both cut off at the 99th percentile of the labels: a dozen enormous amounts
+    shall not decide alone."""
+    cap = float(np.quantile(label, CAP)) or float(label.max())
+    squares = (np.minimum(score, cap) - np.minimum(label, cap)) ** 2
     return lambda weights: np.sqrt(_ratio(weights @ squares, weights.sum(axis=1)))
 
 
@@ -112,9 +145,19 @@ def spearman(score: FloatArray, label: FloatArray) -> Figure:
     return figure
 
 
+def total(values: FloatArray) -> Figure:
+    """As many rows as there are, whoever is drawn: the draws' own number varies."""
+    return lambda weights: len(values) * mean(values)(weights)
+
+
 def difference(new: Figure, old: Figure) -> Figure:
     """new - old, under the same draws."""
     return lambda weights: new(weights) - old(weights)
+
+
+def saving(new: Figure, old: Figure) -> Figure:
+    """By what share of the old one the new one is less, under the same draws."""
+    return lambda weights: 1 - _ratio(new(weights), old(weights))
 
 
 def _ranks(values: FloatArray) -> Figure:

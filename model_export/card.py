@@ -13,6 +13,9 @@ MADE_BY = {
 }
 """Estimator -> what computes the scores."""
 
+CARD, REPORT = "card.md", "report.html"
+"""What the card and the report about the same model are called, where they stand side by side."""
+
 LIMITS = (
     "It knows what the events record and nothing else: no prices of competitors, no intent, no demographics.",
     "Customers without an order in the year before are outside of what it was fitted on; their scores are guesses.",
@@ -36,6 +39,10 @@ def card(contract: Contract) -> str:
         "reasons = the score. Errors are mean |estimate - exact| over mean |exact| on rows that took no part in the "
         "fit; shuffled: on such with every feature of another customer."
     )
+    told = (
+        f"[{REPORT}]({REPORT}): the same in plain words, with pictures and intervals. `rapport report` makes it beside "
+        "a copy of this card, from what training has left."
+    )
     sections = {
         "Scores": _table(("score", "means", "unit", "defined for", "segments from"), map(_task_row, contract.tasks)),
         "Data": [
@@ -44,6 +51,7 @@ def card(contract: Contract) -> str:
             "Features use events before the cutoff, labels events from the cutoff on.",
         ],
         "Measured on the test cutoffs": _table(("score", "metric", "value"), _metric_rows(contract)),
+        "Report": [told],
         "Reasons": [
             reasons,
             "",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from feature_client.clock import to_iso
 from feature_client.errors import RapportError
-from feature_client.offline import cutoffs, historical
+from feature_client.offline import cutoffs, historical, parity
 from feature_client.offline.aggregates import read_schema
 from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
@@ -40,6 +40,7 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
     _check_matured(instants, tasks, data)
     schema = read_schema(workspace)
     frame = _joined(workspace, data, schema, tasks, instants, code)
+    parity.check(workspace, schema, frame)
     moments = frame["event_timestamp"]
     frames = {name: frame[moments.isin([pd.Timestamp(t) for t in part])] for name, part in parts.items()}
     if empty := [name for name, part in frames.items() if part.empty]:

@@ -66,10 +66,15 @@ def _probability_metrics(score: FloatArray, label: FloatArray) -> dict[str, floa
 
 
 def expected_calibration_error(score: FloatArray, label: FloatArray) -> float:
-    """Mean |predicted - observed| over bins of equally many rows, in score order."""
+    """Mean |predicted - observed| over the bins."""
+    bins = calibration_bins(score)
+    return float(sum(abs(score[rows].mean() - label[rows].mean()) * len(rows) for rows in bins) / len(score))
+
+
+def calibration_bins(score: FloatArray, bins: int = ECE_BINS) -> list[npt.NDArray[np.int64]]:
+    """Rows of each bin, of equally many, in score order."""
     order = np.argsort(score, kind="stable")
-    bins = np.array_split(order, min(ECE_BINS, len(order)))
-    return float(sum(abs(score[rows].mean() - label[rows].mean()) * len(rows) for rows in bins) / len(order))
+    return np.array_split(order, min(bins, len(order)))
 
 
 def _amount_metrics(score: FloatArray, label: FloatArray) -> dict[str, float]:

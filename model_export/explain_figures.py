@@ -159,19 +159,19 @@ class Step:
     contribution: float
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = DPI) -> bytes:
     """With 256 colours, a third of the size. Nothing in it says when it was made: the same figure, the same bytes."""
     with io.BytesIO() as drawn, io.BytesIO() as file, mpl.rc_context(STYLE):
-        figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+        figure.savefig(drawn, format="png", dpi=dpi, facecolor="white")
         with Image.open(drawn) as image:
             image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
         return file.getvalue()
 
 
-def bars(parts: Sequence[Bar], scale: Scale) -> Figure:
-    """Mean |contribution|, in the order given."""
+def bars(parts: Sequence[Bar], scale: Scale, width: float = WIDTH_IN) -> Figure:
+    """Mean |contribution|, in the order given. width: inches."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.42 * len(parts)), layout="constrained")
+        figure = Figure(figsize=(width, 0.9 + 0.42 * len(parts)), layout="constrained")
         axes = figure.subplots()
         means = [part.mean * scale.factor for part in parts]
         drawn = axes.barh(range(len(parts)), means, height=0.66, color=NEUTRAL)

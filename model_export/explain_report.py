@@ -7,38 +7,20 @@ libraries give the same bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
 
-import jinja2
-
 from feature_client.contract import Contract
-from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import GRAPH, Release, list_versions, read_release
 from feature_client.routes import read_routes, routes_file
 from model_export.explain_figures import Scale
 from model_export.explain_sample import Answers, Sample, ask, draw_sample
-from model_export.explain_sections import Figure, SectionWriter
+from model_export.explain_sections import SectionWriter
+from model_export.page import Report, ReportError, render, versions
 from model_export.pipeline import workspace_run
 
 ROWS = 1_000
 TEMPLATE = "explain_report.html.j2"
-LIBRARIES = ("rapport", "onnxruntime", "numpy", "matplotlib")
-"""Whose versions the page states."""
-
-
-class ReportError(RapportError):
-    """A report that cannot be made; the message says what is missing."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """rows: customers of the sample."""
-
-    html: str
-    figures: Sequence[Figure]
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,8 @@ def make_report(release: Release, sample: Sample, explainer: str | None, drawn: 
     asked = [answers for answers in (groups, features) if answers is not None]
     writer = SectionWriter(contract, sample, groups, features)
     sections = [writer.section(position) for position in range(len(contract.tasks))]
-    page = _template().render(
+    page = render(
+        TEMPLATE,
         release=release,
         contract=contract,
         sections=sections,
@@ -109,19 +92,6 @@ def make_report(release: Release, sample: Sample, explainer: str | None, drawn: 
         made=_made(release, asked, drawn),
     )
     return Report(page, [figure for section in sections for figure in section.figures], len(sample))
-
-
-def write_report(report: Report, out: Path, pngs: Path | None) -> None:
-    """pngs: a directory for the pictures on their own, or none. Raises ReportError."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(report.html, encoding="utf-8")
-        if pngs is not None:
-            pngs.mkdir(parents=True, exist_ok=True)
-            for figure in report.figures:
-                (pngs / f"{figure.name}.png").write_bytes(figure.png)
-    except OSError as exc:
-        raise ReportError(f"cannot write {exc.filename or out}: {exc.strerror or exc}") from exc
 
 
 def _of_groups(contract: Contract, explainer: str | None) -> str:
@@ -164,13 +134,5 @@ def _made(release: Release, asked: Sequence[Answers], drawn: str) -> list[tuple[
         *graphs,
         ("digest of the contract", contract.digest),
         *((f"digest of the {name}", digest) for name, digest in contract.digests.items()),
-        ("made with", ", ".join(f"{library} {installed(library)}" for library in LIBRARIES)),
+        ("made with", versions()),
     ]
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(TEMPLATE)

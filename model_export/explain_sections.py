@@ -1,6 +1,5 @@
 """What `rapport explain report` says of one task: tables, and pictures with words that stand for them."""
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from feature_client.schema import Feature, FeatureSchema
 from model_export import explain_figures as draw
 from model_export.explain_figures import Scale
 from model_export.explain_sample import ANOTHER, NOT_KNOWN, Answers, Doubles, Sample, numbers_of, words_of
+from model_export.page import Picture
 from model_export.verify import Ints
 
 FEATURES_SWARMED = 12
@@ -19,21 +19,6 @@ FEATURES_PLOTTED = 6
 
 EXAMPLES = {"high": ("A high score", 0.95), "middle": ("A score in the middle", 0.5), "low": ("A low score", 0.05)}
 """Name -> title, and the quantile of the scores that the example is nearest to."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture with the words that stand for it (alt) and the words that explain it."""
-
-    name: str
-    title: str
-    alt: str
-    caption: str
-    png: bytes
-
-    @property
-    def data(self) -> str:
-        return base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Section:
     mean: str
     groups: Sequence[Line]
     features: Sequence[Line]
-    figures: Sequence[Figure]
+    figures: Sequence[Picture]
 
 
 class SectionWriter:
@@ -117,10 +102,10 @@ class SectionWriter:
         ]
         return order, lines
 
-    def _bars(self, task: Task, lines: Sequence[Line], position: int, rows: Ints, scale: Scale) -> Figure:
+    def _bars(self, task: Task, lines: Sequence[Line], position: int, rows: Ints, scale: Scale) -> Picture:
         means = np.sort(np.abs(self.groups.contributions[rows, position]).mean(axis=0))[::-1]
         drawn = draw.bars([draw.Bar(line.label, mean) for line, mean in zip(lines, means, strict=True)], scale)
-        return Figure(
+        return Picture(
             f"{task.name}-importance",
             "What matters most",
             "Bar chart. " + "; ".join(f"{line.label}: {line.mean}" for line in lines) + ".",
@@ -129,10 +114,10 @@ class SectionWriter:
             draw.png(drawn),
         )
 
-    def _group_swarm(self, task: Task, order: Sequence[int], position: int, rows: Ints, scale: Scale) -> Figure:
+    def _group_swarm(self, task: Task, order: Sequence[int], position: int, rows: Ints, scale: Scale) -> Picture:
         contributions = self.groups.contributions[rows, position]
         swarms = [draw.Swarm(self._label(self.groups, part), contributions[:, part]) for part in order]
-        return Figure(
+        return Picture(
             f"{task.name}-groups",
             "Every customer a dot",
             self._spread("Beeswarm plot, one dot a customer.", swarms, scale),
@@ -144,13 +129,13 @@ class SectionWriter:
 
     def _feature_swarm(
         self, answers: Answers, task: Task, order: Sequence[int], position: int, rows: Ints, scale: Scale
-    ) -> Figure:
+    ) -> Picture:
         contributions = answers.contributions[rows, position]
         swarms = [
             draw.Swarm(self._label(answers, part), contributions[:, part], self._ranks(answers.parts[part], rows))
             for part in order[:FEATURES_SWARMED]
         ]
-        return Figure(
+        return Picture(
             f"{task.name}-features",
             "The same for single features",
             self._spread("Beeswarm plot of single features, one dot a customer.", swarms, scale),
@@ -162,10 +147,10 @@ class SectionWriter:
 
     def _dependence(
         self, answers: Answers, task: Task, parts: Sequence[int], position: int, rows: Ints, scale: Scale
-    ) -> Figure:
+    ) -> Picture:
         panels = [self._panel(answers, part, position, rows) for part in parts]
         labels = [panel.label for panel in panels]
-        return Figure(
+        return Picture(
             f"{task.name}-dependence",
             "Value against contribution",
             f"Scatter plots of a customer's value against its contribution, for {'; '.join(labels)}.",
@@ -177,7 +162,7 @@ class SectionWriter:
             draw.png(draw.dependence(panels, scale)),
         )
 
-    def _example(self, task: Task, name: str, position: int, rows: Ints, scale: Scale) -> Figure:
+    def _example(self, task: Task, name: str, position: int, rows: Ints, scale: Scale) -> Picture:
         title, quantile = EXAMPLES[name]
         scores = self.groups.scores[rows, position]
         row = int(rows[np.argmin(np.abs(scores - np.quantile(scores, quantile)))])
@@ -189,7 +174,7 @@ class SectionWriter:
         ]
         base, score = float(self.groups.base[position]), float(self.groups.scores[row, position])
         said = "; ".join(f"{step.label} {scale.contribution(step.contribution)}" for step in steps)
-        return Figure(
+        return Picture(
             f"{task.name}-customer-{name}",
             f"{title} (row {self.sample.positions[row]})",
             f"Waterfall chart. Typical customers {scale.score(base)}; {said}; this customer {scale.score(score)}.",

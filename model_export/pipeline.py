@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,13 +22,17 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from feature_client.contract import Contract
+from feature_client.declaration import declaration_differences
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
-from feature_client.release import Release
+from feature_client.release import Release, ReleaseError
+from feature_client.schema import FeatureSchema
 from model_export.card import card
+from model_export.champion import find_champion
 from model_export.evaluate import evaluate, reference, segments
 from model_export.explanation import FULL, Explained, Sample, Settings, explain
 from model_export.export import export
+from model_export.gates import Verdict, admit, judge
 from model_export.holdout import Holdout, hold_out
 from model_export.kinds import ESTIMATOR, Estimator, fit, restore
 from model_export.publish import Artifacts, publish, set_champion
@@ -94,14 +99,24 @@ def train_workspace(
     return run.contract
 
 
-def publish_workspace(workspace: Workspace) -> Release:
-    """Exports, verifies and publishes the workspace's run, and makes it the champion."""
-    return publish_run(read_run(_run_directory(workspace)), workspace.models)
+def judge_workspace(workspace: Workspace, models: Path | None = None) -> list[Verdict]:
+    """What the gates say of the workspace's run, and of the champion in `models`, by default the workspace's own."""
+    return _judge(workspace_run(workspace), models or workspace.models)
 
 
-def publish_unrouted(workspace: Workspace, root: Path, key: "SigningKey | None" = None) -> Release:
-    """Exports, verifies, signs and publishes the workspace's run into the repository `root`; no route changes."""
-    return export_run(read_run(_run_directory(workspace)), root, key)
+def publish_workspace(workspace: Workspace, accept: str | None = None) -> Release:
+    """Exports, verifies and publishes the workspace's run, and makes it the champion, if its gates let it pass.
+
+    accept: why, if they do not. Raises GateError.
+    """
+    return publish_run(_admitted(workspace, workspace.models, accept), workspace.models)
+
+
+def publish_unrouted(
+    workspace: Workspace, root: Path, key: "SigningKey | None" = None, accept: str | None = None
+) -> Release:
+    """The same, signed, into the repository `root`, but that no route changes."""
+    return export_run(_admitted(workspace, root, accept), root, key)
 
 
 @one_thread()
@@ -170,6 +185,17 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
     return release
 
 
+def _run_to_publish(workspace: Workspace) -> Run:
+    """Raises RunError where its features have been declared otherwise since: they are served as declared now."""
+    run = workspace_run(workspace)
+    if workspace.schema_file.exists():  # a run may be published where nothing else of its workspace is
+        declared = msgspec.json.decode(workspace.schema_file.read_bytes(), type=FeatureSchema)
+        if different := declaration_differences(run.contract.schema, declared):
+            said = "; ".join(f"{name}: {what}" for name, what in different.items())
+            raise RunError(f"skew: features have been declared anew since this model was trained, train again: {said}")
+    return run
+
+
 def workspace_run(workspace: Workspace) -> Run:
     """The workspace's trained model. Raises RunError, ContractError."""
     return read_run(_run_directory(workspace))
@@ -212,6 +238,20 @@ def code_digest() -> str:
             digest.update(path.relative_to(root).as_posix().encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _admitted(workspace: Workspace, models: Path, accept: str | None) -> Run:
+    """The workspace's run with what its gates said in its contract. Raises GateError."""
+    run = _run_to_publish(workspace)
+    return replace(run, contract=admit(run.contract, _judge(run, models), accept))
+
+
+def _judge(run: Run, models: Path) -> list[Verdict]:
+    try:
+        champion = find_champion(models, run.contract.model)
+    except ReleaseError as exc:  # which a new one shall replace all the same
+        return judge(run.contract, run.holdout, None, f"it is damaged: {exc}")
+    return judge(run.contract, run.holdout, champion)
 
 
 def _run_directory(workspace: Workspace) -> Path:

@@ -22,7 +22,7 @@ def deadline_of(header: bytes | None, default_ms: int, max_ms: int, started: flo
 
 
 class Admission:
-    """Counts rows, not requests, in two lanes: explain has its own limit, so it can never crowd out predict.
+    """Counts rows, not requests, in lanes with a limit each: explaining and looking up can never crowd out predict.
 
     paces: lane -> seconds a row, from how soon after each other its requests leave; of lanes whose rows tell theirs.
     """

@@ -32,28 +32,18 @@ class AnswerWriter:
         eligible: BoolArray,
     ) -> list[Prediction]:
         """One a row. scores, eligible: [rows, tasks]; a task that is not defined for a customer has no score."""
-        unknown, ages = encoded.unknown.tolist(), encoded.age_s.tolist()
-        # For an entity without any row the status says it all; a list of every feature would say nothing more.
-        defaulted = self._named(encoded.defaulted & ~encoded.unknown[:, None])
-        stale, overridden = self._named(encoded.stale), self._named(encoded.overridden)
         undefined = self._undefined(eligible)
         predictions = []
-        for row, (entity, values) in enumerate(zip(entities, scores.tolist(), strict=True)):
+        found = zip(entities, scores.tolist(), reports_of(encoded, self.features), strict=True)
+        for row, (entity, values, (status, report)) in enumerate(found):
             answered = dict(zip(self.tasks, values, strict=True))
             for task in undefined.get(row, NOTHING):
                 answered[task] = None
-            report = FeatureReport(
-                None if unknown[row] else round(ages[row], 3),
-                defaulted.get(row, NOTHING),
-                stale.get(row, NOTHING),
-                overridden.get(row, NOTHING),
-            )
-            status = "degraded" if report.defaulted or report.stale else "ok"
             predictions.append(
                 Prediction(
                     entity,
                     self.version,
-                    "unknown_entity" if unknown[row] else status,
+                    status,
                     answered,
                     {
                         task: names[bisect_right(at_least, score)]
@@ -66,12 +56,27 @@ class AnswerWriter:
             )
         return predictions
 
-    def _named(self, mask: BoolArray) -> Mapping[int, list[str]]:
-        """mask: [rows, features] -> the names of each row that has any."""
-        return _columns(mask, self.features)
-
     def _undefined(self, eligible: BoolArray) -> Mapping[int, list[str]]:
         return _columns(~eligible, self.tasks)
+
+
+def reports_of(encoded: Encoded, features: Sequence[str]) -> list[tuple[str, FeatureReport]]:
+    """Of each row its status, and what is to be said of its features, by their names in the order of the schema."""
+    unknown, ages = encoded.unknown.tolist(), encoded.age_s.tolist()
+    # For an entity without any row the status says it all; a list of every feature would say nothing more.
+    defaulted = _columns(encoded.defaulted & ~encoded.unknown[:, None], features)
+    stale, overridden = _columns(encoded.stale, features), _columns(encoded.overridden, features)
+    reports = []
+    for row, age in enumerate(ages):
+        report = FeatureReport(
+            None if unknown[row] else round(age, 3),
+            defaulted.get(row, NOTHING),
+            stale.get(row, NOTHING),
+            overridden.get(row, NOTHING),
+        )
+        status = "degraded" if report.defaulted or report.stale else "ok"
+        reports.append(("unknown_entity" if unknown[row] else status, report))
+    return reports
 
 
 def _columns(mask: BoolArray, names: Sequence[str]) -> Mapping[int, list[str]]:

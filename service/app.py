@@ -21,12 +21,13 @@ from service.backends import Backend, infer_aside
 from service.endpoints import Endpoints, on_error
 from service.errors import TABLE
 from service.exchange import Exchanges, Observer
+from service.features import LANE, Features
 from service.front import Front
 from service.logs import AccessLog
 from service.metrics import Metrics
 from service.oip import OpenInference, add_routes
 from service.oip_tensors import TensorScorer
-from service.openapi import IMPORTANCE, KEY, Gateway, answers_of
+from service.openapi import KEY, ONE_RELEASE, Gateway, answers_of
 from service.predictor import Predictor
 from service.protocol import ImportanceResponse, ModelList
 from service.queues import Limits
@@ -50,7 +51,11 @@ def create_app(
     reader = reader or RedisReader.from_connection_string(settings.redis, settings.redis_timeout_ms / 1_000)
     backend = backend or (_triton(settings, metrics) if settings.backend == "triton" else _embedded(settings))
     releases = _releases(settings, backend, metrics)
-    lanes = {"predict": settings.max_inflight_rows, "explain": settings.max_inflight_explain_rows}
+    lanes = {
+        "predict": settings.max_inflight_rows,
+        "explain": settings.max_inflight_explain_rows,
+        LANE: settings.max_inflight_lookup_rows,
+    }
     admission = Admission(lanes, metrics)
     limits = Limits(settings.max_batch_rows, settings.slice_rows, settings.batches_in_flight)
     shadows = Shadows(
@@ -71,6 +76,7 @@ def create_app(
         limits,
         shadows,
     )
+    features = Features(predictor, settings.slice_rows)
     what_if = WhatIf(predictor)
     tensors = TensorScorer(releases, backend, admission, metrics, limits)
     keyring = Keyring.from_file(settings.keys_file) if settings.keys_file else Keyring(None)
@@ -96,6 +102,7 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
             predictor.close()
+            features.close()
             what_if.close()
             tensors.close()
             await shadows.close()
@@ -106,7 +113,7 @@ def create_app(
 
     routes = _routes(endpoints, lifespan, own_metrics_port=settings.metrics_port is not None)
     add_routes(routes, OpenInference(endpoints, predictor, tensors))
-    return Front(Observer(routes, exchanges), settings, keyring, predictor, what_if, exchanges)
+    return Front(Observer(routes, exchanges), settings, keyring, predictor, features, what_if, exchanges)
 
 
 def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -> FastAPI:
@@ -120,12 +127,12 @@ def _routes(endpoints: Endpoints, lifespan: object, *, own_metrics_port: bool) -
         exception_handlers=dict.fromkeys((*TABLE, HTTPException, Exception), on_error),
     )
     app.get("/v1/models", response_model=None, responses=answers_of(ModelList), openapi_extra=KEY)(endpoints.models)
-    app.get("/v1/models/{model}", response_model=None, openapi_extra=KEY)(endpoints.model)
+    app.get("/v1/models/{model}", response_model=None, openapi_extra=ONE_RELEASE)(endpoints.model)
     importance = app.get(
         "/v1/models/{model}/importance",
         response_model=None,
         responses=answers_of(ImportanceResponse),
-        openapi_extra=IMPORTANCE,
+        openapi_extra=ONE_RELEASE,
     )
     importance(endpoints.importance)
     app.get("/livez", response_model=None)(endpoints.livez)

@@ -1,6 +1,7 @@
 """Who waits for an answer, and what is noted down for them on the way."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -27,3 +28,18 @@ class Asker(msgspec.Struct):
     def gone(self) -> bool:
         """Whether nobody waits any more."""
         return self.has_left is not None and self.has_left()
+
+    def note(self, parts: Iterable[Mapping[str, float]]) -> None:
+        """Where the time went since `since`; when nothing was at work for it, it was waiting.
+
+        parts: stage -> seconds, of each batch that had a part of it.
+        """
+        stages = self.stages
+        now = time.monotonic()
+        seconds, self.since = now - self.since, now
+        for part in parts:
+            for stage, spent in part.items():
+                stages[stage] = stages.get(stage, 0.0) + spent
+                seconds -= spent
+        # The slices of a large request overlap: together they may take longer than it waited.
+        stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)

@@ -18,6 +18,10 @@ from typer.core import TyperGroup
 from feature_client.errors import RapportError
 from service.explain_commands import app as explain
 from service.extras import reach
+from service.gates import Accept, print_gates
+from service.instants import instant_of
+from service.report_command import report
+from service.skew_commands import app as skew
 
 
 class _Releases(TyperGroup):
@@ -53,6 +57,8 @@ app.add_typer(keys, name="keys")
 app.add_typer(triton, name="triton")
 app.add_typer(releases, name="release")
 app.add_typer(explain, name="explain")
+app.command()(report)
+app.add_typer(skew, name="skew")
 
 Home = Annotated[Path, typer.Option(help="Where data sets, models and servers of this project keep their files.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="The directory of one data set.")]
@@ -107,10 +113,11 @@ def up(
         Runtime,
         typer.Option(help="What runs models: ONNX Runtime inside the gateway, or a real Triton beside it."),
     ] = Runtime.EMBEDDED,
+    accept: Accept = None,
 ) -> None:
     """Everything, from events to a gateway that answers, until Ctrl-C."""
     module = reach("service.up", "local")
-    module.up(module.Request(home, data, customers, seed, port, backend.value))
+    module.up(module.Request(home, data, customers, seed, port, backend.value, accept))
 
 
 @app.command()
@@ -127,6 +134,7 @@ def prepare(
     customers: Customers = DEFAULT_CUSTOMERS,
     seed: Seed = 0,
     redis: Redis = DEFAULT_REDIS,
+    accept: Accept = None,
 ) -> None:
     """The offline half of `up`: whatever is stale of events, features, online store, model and release."""
     from service.steps import Stamps  # noqa: PLC0415  (only where it is needed)
@@ -142,7 +150,7 @@ def prepare(
         "features": lambda: _build(workspace),
         "materialize": lambda: _materialize(workspace, None),
         "train": lambda: _export("pipeline").train_workspace(workspace, seed=seed),
-        "publish": lambda: _export("pipeline").publish_workspace(workspace),
+        "publish": lambda: print_gates(_export("pipeline").publish_workspace(workspace, accept)),
     }
     stamps = Stamps(request.workspace, request.parameters)
     for name, run in steps.items():
@@ -163,7 +171,7 @@ def events_generate(
 @events.command("load")
 def events_load(data: Path, workspace: WorkspaceDir, as_of: AsOf = None) -> None:
     """Check and take over a file of events: Parquet of our schema, or Online Retail II."""
-    _offline("events").load_events(_workspace(workspace), data, _instant(as_of))
+    _offline("events").load_events(_workspace(workspace), data, instant_of(as_of))
 
 
 @features.command("apply")
@@ -217,7 +225,7 @@ def features_materialize(
     workspace: WorkspaceDir = DEFAULT_WORKSPACE, redis: Redis = DEFAULT_REDIS, as_of: AsOf = None
 ) -> None:
     """Put the latest rows into the online store, through Feast."""
-    _materialize(_workspace(workspace, redis), _instant(as_of))
+    _materialize(_workspace(workspace, redis), instant_of(as_of))
 
 
 @features.command("load")
@@ -231,7 +239,7 @@ def features_load(
 ) -> None:
     """Put the latest rows into the online store as `materialize` does, without Feast: millions in minutes."""
     place = _workspace(workspace, redis)
-    loaded = _offline("bulk").load(place, _instant(as_of), copies=copies)
+    loaded = _offline("bulk").load(place, instant_of(as_of), copies=copies)
     _offline("sample").write_customers(place)
     rate = loaded.entities / loaded.seconds
     print(  # noqa: T201
@@ -250,7 +258,10 @@ def train(
     ] = Estimator.NETWORK,
 ) -> None:
     """Train the model on the data set's training cutoffs and measure it on its test cutoffs."""
-    _export("pipeline").train_workspace(_workspace(workspace), estimator=estimator.value, seed=seed)
+    place = _workspace(workspace)
+    _export("pipeline").train_workspace(place, estimator=estimator.value, seed=seed)
+    for verdict in _export("pipeline").judge_workspace(place):
+        print(f"rapport: gate {verdict.outcome}: {verdict}", file=sys.stderr)  # noqa: T201
 
 
 @app.command()
@@ -270,9 +281,10 @@ def quality(
 
 
 @app.command()
-def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE) -> None:
-    """Export the trained model, verify it, and publish it as the next release."""
-    release = _export("pipeline").publish_workspace(_workspace(workspace))
+def publish(workspace: WorkspaceDir = DEFAULT_WORKSPACE, accept: Accept = None) -> None:
+    """Export the trained model, verify it, and publish it as the next release, if it passes its gates."""
+    release = _export("pipeline").publish_workspace(_workspace(workspace), accept)
+    print_gates(release)
     print(f"published {release.name}")  # noqa: T201
 
 
@@ -389,16 +401,6 @@ def _offline(module: str) -> Any:
 
 def _export(module: str) -> Any:
     return reach(f"model_export.{module}", "export")
-
-
-def _instant(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise RapportError("--as-of takes an ISO 8601 instant, for example 2011-09-01T00:00:00Z") from exc
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
@@ -250,3 +250,11 @@ def _has_left(member: Member[Item, Result], now: float) -> bool:
             if member.asker.gone():
                 member.answer.set_exception(ClientGone())
     return member.answer.done()
+
+
+async def every(answers: Iterable[Awaitable[Sequence[Result]]]) -> list[Sequence[Result]]:
+    """Raises the first error, once all have an answer: nothing of a request goes on behind its back."""
+    found = await asyncio.gather(*answers, return_exceptions=True)
+    if errors := [one for one in found if isinstance(one, BaseException)]:
+        raise errors[0]
+    return [one for one in found if not isinstance(one, BaseException)]

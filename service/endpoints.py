@@ -38,10 +38,10 @@ class Endpoints:
         return json_response(ModelList([_summary(model, served) for model, served in self.releases.served.items()]))
 
     async def model(self, request: Request) -> Response:
-        """The champion's contract and model card, and the route that names it."""
+        """The contract and the model card of the champion, or of the loaded release that `version` names; the route."""
         self.enter(request, "/v1/models/{model}", "predict")
         served = self.releases.find(request.path_params["model"])
-        release = served.champion.release
+        release = served.loaded(request.query_params.get("version")).release
         card = await asyncio.to_thread(release.card.read_text, "utf-8")
         return json_response({"route": served.route, "contract": release.contract, "card": card})
 

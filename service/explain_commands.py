@@ -37,5 +37,5 @@ def report(
     made = module.report_workspace(
         place, models or place.models, model=model, version=version, rows=rows, seed=seed, explainer=explainer
     )
-    module.write_report(made, out, pngs)
+    reach("model_export.page", "report").write_report(made, out, pngs)
     typer.echo(f"{out}: {made.rows:,} customers, {len(made.figures)} pictures, {len(made.html) / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""In front of FastAPI's router: predict, explain and what-if as bare ASGI, because most requests are one of them.
+"""In front of FastAPI's router: predict and what else asks about entities, as bare ASGI: most requests are one of them.
 
 A router, a Request and a Response would cost more than features and model together. OpenAPI documents these routes all
 the same (openapi.py), and every other path goes on to FastAPI.
@@ -17,6 +17,8 @@ from service.admission import deadline_of
 from service.auth import Keyring
 from service.errors import DeadlineExceeded, MethodNotAllowed
 from service.exchange import Exchange, Exchanges, problem_response
+from service.features import Features
+from service.features_protocol import FeaturesRequest, FeaturesResponse
 from service.predictor import Done, Predictor
 from service.protocol import ExplainRequest, PredictRequest, PredictResponse
 from service.settings import Settings
@@ -28,6 +30,7 @@ Endpoint = Callable[[Exchange, Headers, Receive], Awaitable[bytes]]
 
 PREDICT = msgspec.json.Decoder(PredictRequest)
 EXPLAIN = msgspec.json.Decoder(ExplainRequest)
+FEATURES = msgspec.json.Decoder(FeaturesRequest)
 WHATIF = msgspec.json.Decoder(WhatIfRequest)
 encode = msgspec.json.Encoder().encode
 
@@ -39,6 +42,7 @@ class Front:
         settings: Settings,
         keyring: Keyring,
         predictor: Predictor,
+        features: Features,
         what_if: WhatIf,
         exchanges: Exchanges,
     ) -> None:
@@ -46,11 +50,13 @@ class Front:
         self.settings = settings
         self.keyring = keyring
         self.predictor = predictor
+        self.stored = features
         self.what_if = what_if
         self.exchanges = exchanges
         self.endpoints: Mapping[str, Endpoint] = {
             "/v1/predict": self.predict,
             "/v1/explain": self.explain,
+            "/v1/features": self.features,
             "/v1/whatif": self.whatif,
         }
 
@@ -98,6 +104,13 @@ class Front:
         request = await self._request(exchange, headers, receive, EXPLAIN, "explain")
         self._set_deadline(exchange, headers, self.settings.explain_deadline_ms)
         return encoded(await self.predictor.explain(request, exchange), exchange)
+
+    async def features(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
+        """What the online store holds for up to 1,000 entities, value by value, as the model gets it."""
+        # Whoever may be scored from these values may see them: what-if and reasons show them, too.
+        request = await self._request(exchange, headers, receive, FEATURES, "predict")
+        self._set_deadline(exchange, headers, self.settings.deadline_ms)
+        return encoded(await self.stored.answer(request, exchange), exchange)
 
     async def whatif(self, exchange: Exchange, headers: Headers, receive: Receive) -> bytes:
         """How one customer's scores change with one or two values, and which changes of one cross a threshold."""
@@ -154,7 +167,7 @@ def _decoded(exchange: Exchange, body: bytes, decoder: msgspec.json.Decoder[bodi
     return request
 
 
-def encoded(response: PredictResponse | WhatIfResponse, exchange: Exchange) -> bytes:
+def encoded(response: PredictResponse | FeaturesResponse | WhatIfResponse, exchange: Exchange) -> bytes:
     body = encode(response)
     stages = exchange.stages
     stages["encode"] = stages.get("encode", 0.0) + time.monotonic() - exchange.since

@@ -5,13 +5,15 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from service import oip_protocol, protocol, whatif_protocol
+from service import features_protocol, oip_protocol, protocol, whatif_protocol
 from service.errors import INTERNAL, TABLE
 
 COMPONENTS = (
     protocol.PredictRequest,
     protocol.ExplainRequest,
     protocol.PredictResponse,
+    features_protocol.FeaturesRequest,
+    features_protocol.FeaturesResponse,
     whatif_protocol.WhatIfRequest,
     whatif_protocol.WhatIfResponse,
     protocol.ModelList,
@@ -27,7 +29,7 @@ COMPONENTS = (
 KEY: dict[str, Any] = {"security": [{"key": []}]}
 """`openapi_extra` of an endpoint that needs a key."""
 
-IMPORTANCE: dict[str, Any] = KEY | {
+ONE_RELEASE: dict[str, Any] = KEY | {
     "parameters": [
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
         {
@@ -38,7 +40,7 @@ IMPORTANCE: dict[str, Any] = KEY | {
         },
     ]
 }
-"""`openapi_extra` of the importance of a model's features."""
+"""`openapi_extra` of what is answered about one release of a model."""
 
 
 class Gateway(FastAPI):
@@ -68,6 +70,13 @@ def _front() -> dict[str, Any]:
         protocol.ExplainRequest,
         {"entities": entities, "tasks": ["churn_90d"], "top": 3},
     )
+    features = _post(
+        "Features",
+        "What the online store holds for up to 1,000 entities, value by value, as the model gets it.",
+        features_protocol.FeaturesRequest,
+        {"entities": entities},
+        features_protocol.FeaturesResponse,
+    )
     whatif = _post(
         "Whatif",
         "How one customer's scores change with one or two values, and which changes of one value cross a threshold.",
@@ -75,7 +84,7 @@ def _front() -> dict[str, Any]:
         {"entity": entities[0], "sweep": [{"feature": "sessions_30d"}], "goal": {"task": "churn_90d", "at_most": 0.2}},
         whatif_protocol.WhatIfResponse,
     )
-    posts = {"/v1/predict": predict, "/v1/explain": explain, "/v1/whatif": whatif}
+    posts = {"/v1/predict": predict, "/v1/explain": explain, "/v1/features": features, "/v1/whatif": whatif}
     return {path: {"post": operation} for path, operation in posts.items()}
 
 

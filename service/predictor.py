@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -12,12 +12,11 @@ import msgspec
 
 from feature_client.clock import Clock
 from feature_client.contract import EXPLAINERS
-from feature_client.online.reader import EntityError, FeatureReader
-from feature_client.schema import Override, OverrideError
+from feature_client.online.reader import FeatureReader
 from service.admission import Admission
 from service.asker import Asker
 from service.backends import Backend
-from service.coalescer import Coalescer, Run
+from service.coalescer import Coalescer, Run, every
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.explainers import choose, weight_of
 from service.metrics import Metrics
@@ -33,9 +32,10 @@ from service.protocol import (
 from service.queues import Limits, Queues
 from service.reasons import Asked
 from service.releases import Arm, Loaded, Releases, Served
-from service.scoring import Scored, Scorer, Work
+from service.scoring import Scored, Scorer
 from service.shadow import Shadows
 from service.turns import Turns
+from service.work import AboutEntities, Work, overrides_of, work_of
 
 encode = msgspec.json.Encoder().encode
 Explanations = dict[str, TaskExplanation | None]
@@ -133,7 +133,7 @@ class Predictor:
 
         Raises whatever `predict` would raise before it waits, and SeveralArms.
         """
-        served, arms = self._arms(request, asker)
+        served, arms = self.arms(request, asker)
         if len(arms) > 1:
             raise SeveralArms
         [place] = self._admit(served, arms, None, request, asker)
@@ -146,7 +146,7 @@ class Predictor:
             except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
                 done(exc)
             else:
-                _note(parts, asker)
+                asker.note([part.stages for part in parts])
                 done(_response([Answered(place.arm, None, parts)], asker))
 
         try:
@@ -155,7 +155,8 @@ class Predictor:
             self.admission.leave("predict", len(work))
             raise
 
-    def _arms(self, request: PredictRequest | ExplainRequest, asker: Asker) -> tuple[Served, list[Arm]]:
+    def arms(self, request: AboutEntities, asker: Asker) -> tuple[Served, list[Arm]]:
+        """Who answers it, as the model is routed now; noted down for the asker. Raises NotReady, UnknownModel."""
         served = self.releases.find(request.model)
         arms = served.arms(request.entities, request.version)
         asker.model = served.champion.release.contract.model
@@ -180,7 +181,7 @@ class Predictor:
     def _admitted(
         self, request: PredictRequest | ExplainRequest, wanted: Wanted, asker: Asker
     ) -> Iterator[list[Place]]:
-        served, arms = self._arms(request, asker)
+        served, arms = self.arms(request, asker)
         places = self._admit(served, arms, wanted, request, asker)
         try:
             yield places
@@ -191,8 +192,8 @@ class Predictor:
         if len(places) == 1:
             parts = [await places[0].queue.submit(places[0].work, asker)]
         else:
-            parts = await _all([place.queue.submit(place.work, asker) for place in places])
-        _note([part for of_arm in parts for part in of_arm], asker)
+            parts = await every([place.queue.submit(place.work, asker) for place in places])
+        asker.note([part.stages for of_arm in parts for part in of_arm])
         return [Answered(place.arm, place.asked, found) for place, found in zip(places, parts, strict=True)]
 
     def _admit(
@@ -208,11 +209,11 @@ class Predictor:
         Raises EntityError, OverrideError, InvalidRequest, Overloaded.
         """
         # Before anything is batched: one request's mistake must not become its neighbours' error.
-        overrides = _overrides(request)
+        overrides = overrides_of(request)
         rejects_unknown = served.route.unknown == "reject"
         places = []
         for arm in arms:
-            work = _work(arm, request, overrides, rejects_unknown)
+            work = work_of(arm, request, overrides, rejects_unknown)
             runs = 2 if work.compares else 1
             asked = _chosen(arm.loaded, wanted, runs * len(work)) if isinstance(wanted, Asked) else None
             explainer = wanted if isinstance(wanted, str) else None if asked is None else asked.explainer
@@ -248,14 +249,6 @@ class Predictor:
         return score
 
 
-async def _all(answers: Iterable[Awaitable[Sequence[Scored]]]) -> list[Sequence[Scored]]:
-    """Raises the first error, once all have an answer: nothing of a request goes on behind its back."""
-    found = await asyncio.gather(*answers, return_exceptions=True)
-    if errors := [one for one in found if isinstance(one, BaseException)]:
-        raise errors[0]
-    return [one for one in found if not isinstance(one, BaseException)]
-
-
 class SeveralArms(Exception):
     """A request whose entities several releases answer."""
 
@@ -268,43 +261,6 @@ def _chosen(loaded: Loaded, asked: Asked, rows: int) -> Asked:
             raise InvalidRequest(f"tasks[{position}]: not a task of this model")
     loaded.reasons.wording(asked.language)
     return choose(loaded.release.name, contract, asked, lambda explainer: loaded.paces[explainer].expected_s(rows))
-
-
-def _work(
-    arm: Arm,
-    request: PredictRequest | ExplainRequest,
-    overrides: Sequence[Mapping[str, Override]] | None,
-    rejects_unknown: bool,  # noqa: FBT001  (a policy, handed on)
-) -> Work:
-    """What an arm answers of a request. Raises EntityError and OverrideError, of the request's row."""
-    entities: Sequence[dict[str, str]] = request.entities
-    loaded, rows = arm
-    if rows is not None:
-        entities = [entities[row] for row in rows]
-        overrides = None if overrides is None else [overrides[row] for row in rows]
-    try:
-        keys = loaded.plan.keys(entities)
-        if overrides is not None:
-            loaded.release.contract.schema.check_overrides(overrides)
-    except (EntityError, OverrideError) as exc:
-        if rows is not None:
-            exc.row = rows[exc.row]
-        raise
-    compares = overrides is not None and isinstance(request, ExplainRequest)
-    return Work(entities, keys, overrides, rejects_unknown, request.version is None, compares)
-
-
-def _note(parts: Sequence[Scored], asker: Asker) -> None:
-    """Where the time since it was admitted went; when no batch of the request was at work, it was waiting."""
-    stages = asker.stages
-    now = time.monotonic()
-    seconds, asker.since = now - asker.since, now
-    for part in parts:
-        for stage, spent in part.stages.items():
-            stages[stage] = stages.get(stage, 0.0) + spent
-            seconds -= spent
-    # The slices of a large request overlap: together they may take longer than it waited.
-    stages["queue"] = stages.get("queue", 0.0) + max(seconds, 0.0)
 
 
 def _reasons(answered: Answered) -> Iterator[Callable[[], None]]:
@@ -355,15 +311,3 @@ def _response(answered: Sequence[Answered], asker: Asker) -> PredictResponse:
             placed |= zip(arm.rows or (), found, strict=True)
         predictions = [placed[row] for row in range(len(placed))]
     return PredictResponse(loaded.release.contract.model, asker.request_id, parts[0].as_of, predictions)
-
-
-def _overrides(request: PredictRequest | ExplainRequest) -> Sequence[Mapping[str, Override]] | None:
-    """One mapping an entity; None where there are none at all."""
-    features, rows = request.features, len(request.entities)
-    if features is None:
-        return None
-    if isinstance(features, dict):
-        return [features] * rows
-    if len(features) != rows:
-        raise InvalidRequest("features: one object for all entities, or a list with one for each")
-    return features

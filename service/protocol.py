@@ -17,7 +17,9 @@ Id = Annotated[str, Meta(description='A join key\'s value, always a string: "178
 Overrides = dict[str, Override]
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class EntitiesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What every request about a list of entities may say."""
+
     model: Annotated[str | None, Meta(description="May be left out when one model is served.")] = None
     version: Annotated[str | None, Meta(description="This release instead of the route's.")] = None
     features: Annotated[
@@ -28,7 +30,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ] = None
 
 
-class PredictRequest(_Request, forbid_unknown_fields=True, kw_only=True):
+class PredictRequest(EntitiesRequest, forbid_unknown_fields=True, kw_only=True):
     entities: Annotated[
         list[dict[str, Id]],
         Meta(min_length=1, max_length=MAX_ENTITIES, description="Whom to score: join keys and their values."),
@@ -39,7 +41,7 @@ class PredictRequest(_Request, forbid_unknown_fields=True, kw_only=True):
     ] = None
 
 
-class ExplainRequest(_Request, forbid_unknown_fields=True, kw_only=True):
+class ExplainRequest(EntitiesRequest, forbid_unknown_fields=True, kw_only=True):
     entities: Annotated[
         list[dict[str, Id]],
         Meta(min_length=1, max_length=MAX_EXPLAINED, description="Whom to explain: join keys and their values."),

@@ -18,6 +18,7 @@ from feature_client.routes import Canary, Route, RoutesError, change_route, read
 from service.backends import Backend, BackendUnavailable, BadModelOutput
 from service.compare_command import compare_releases
 from service.extras import reach
+from service.gates import Accept, print_gates
 from service.watching import wait_until_served
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ def publish(
         Path | None,
         typer.Option(envvar="RAPPORT_SIGNING_KEY", help="A private key, of `rapport release keygen`: sign with it."),
     ] = None,
+    accept: Accept = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Publish the workspace's trained model, or another repository's release, as the next version. No route changes."""
@@ -272,11 +274,12 @@ def publish(
     root = place.models if models is None else local_repository(models)
     key = None if sign_with is None else read_signing_key(sign_with)
     published = (
-        reach("model_export.pipeline", "export").publish_unrouted(place, root, key)
+        reach("model_export.pipeline", "export").publish_unrouted(place, root, key, accept)
         if source is None
         else reach("model_export.republish", "export").take_over(source, root, key)
     )
     model, version = published.manifest.model, published.manifest.version
+    print_gates(published)
     if as_json:
         _print_json({"models": str(root), "model": model, "version": version})
         return

@@ -9,9 +9,8 @@ import numpy as np
 
 from feature_client.clock import Clock, to_iso
 from feature_client.golden import Tensors
-from feature_client.online.plan import ReadPlan
-from feature_client.online.reader import EntityKey, FeatureReader, FeatureStoreUnavailable
-from feature_client.schema import BoolArray, Encoded, FeatureBatch, Override
+from feature_client.online.reader import FeatureReader, FeatureStoreUnavailable
+from feature_client.schema import BoolArray, Encoded, FeatureBatch
 from service.answers import AnswerWriter, withhold
 from service.backends import Backend, check_outputs
 from service.errors import DeadlineExceeded
@@ -19,34 +18,8 @@ from service.metrics import Metrics
 from service.protocol import Prediction
 from service.releases import Loaded
 from service.shadow import Shadows
-
-NO_OVERRIDES: Mapping[str, Override] = {}
-
-TIMER_S = 0.005
-"""How early a timer may be: event loops count in milliseconds, from when they last looked at the clock."""
-
-
-class Work(msgspec.Struct, frozen=True):
-    """What one request adds to a batch: entities, a key each and, where there are any, a mapping of overrides each.
-
-    rejects_unknown: the route's policy; such an entity gets no score. is_routed: the route chose the version, and not
-    the request: such rows are shown to shadows. compares: rows with overrides are also explained without them.
-    """
-
-    entities: Sequence[dict[str, str]]
-    keys: Sequence[EntityKey]
-    overrides: Sequence[Mapping[str, Override]] | None
-    rejects_unknown: bool
-    is_routed: bool = True
-    compares: bool = False
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def part(self, rows: slice) -> "Work":
-        overrides = None if self.overrides is None else self.overrides[rows]
-        entities, keys = self.entities[rows], self.keys[rows]
-        return Work(entities, keys, overrides, self.rejects_unknown, self.is_routed, self.compares)
+from service.snapshot import fetch
+from service.work import Work, row_overrides
 
 
 class Before(msgspec.Struct, frozen=True):
@@ -111,11 +84,12 @@ class Scorer:
         keys = list(itertools.chain.from_iterable([work.keys for work in batch]))
         self.metrics.batch("infer", len(keys))
         shadowing = None if self.shadows is None or self.explainer else self.shadows.of(self.loaded)
-        stored = await self._fetch(self.plan if shadowing is None else shadowing.plan, keys, seconds)
+        plan = self.plan if shadowing is None else shadowing.plan
+        stored = await fetch(self.reader, self.metrics, plan, keys, seconds)
         has_read()
         if shadowing is not None:
             stored = shadowing.champions(stored, keys)
-        overrides = _overrides(batch)
+        overrides = row_overrides(batch)
         encoded = self.contract.schema.encode(stored, as_of, overrides)
         self.metrics.features(self.contract, encoded, as_of - stored.event_times)
         read = time.monotonic()
@@ -154,19 +128,6 @@ class Scorer:
         encoded = self.contract.schema.encode(stored.take(rows), as_of)
         places = {row: place for place, row in enumerate(rows)}
         return Before(places, encoded, await self._infer(encoded, ends))
-
-    async def _fetch(self, plan: ReadPlan, keys: Sequence[EntityKey], seconds: float) -> FeatureBatch:
-        started = time.monotonic()
-        try:
-            stored = await self.reader.fetch(plan, keys, seconds)
-        except FeatureStoreUnavailable as exc:
-            if time.monotonic() - started >= seconds - TIMER_S:
-                # It was the requests' own time that ran out: nothing is known of the store.
-                raise DeadlineExceeded from exc
-            self.metrics.dependency("feature_store", up=False)
-            raise
-        self.metrics.dependency("feature_store", up=True)
-        return stored
 
     def _answers(
         self,
@@ -214,10 +175,3 @@ def _shadowed(batch: Sequence[Work], answers: Sequence[Scored | Exception]) -> l
             given = enumerate(answer.predictions, start=answer.first)
             rows += [row for row, prediction in given if prediction.scores is not None]
     return rows
-
-
-def _overrides(batch: Sequence[Work]) -> Sequence[Mapping[str, Override]] | None:
-    """One mapping a row; None where no row has any, as most have not."""
-    if all(work.overrides is None for work in batch):
-        return None
-    return [values for work in batch for values in (work.overrides or itertools.repeat(NO_OVERRIDES, len(work)))]

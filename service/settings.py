@@ -88,6 +88,9 @@ class Settings(BaseSettings):
         description="The same for entities to explain by the default explainer. One that costs more counts as so many "
         "more: explained exactly, an entity of the built-in model counts as about a hundred.",
     )
+    max_inflight_lookup_rows: int = Field(
+        2_000, ge=1_000, description="The same for entities whose features are looked up (/v1/features)."
+    )
     max_batch_rows: int = Field(
         1_024,
         ge=1_000,

@@ -42,7 +42,8 @@ MIN_FREE_BYTES = 2 * 1024**3
 class Request:
     """home: where everything is kept. data: a file of events, or None for generated ones.
 
-    backend: what runs models: embedded (ONNX Runtime in the gateway), or triton.
+    backend: what runs models: embedded (ONNX Runtime in the gateway), or triton. accept: why a model is published even
+    if it fails its gates.
     """
 
     home: Path
@@ -51,6 +52,7 @@ class Request:
     seed: int
     port: int
     backend: str = "embedded"
+    accept: str | None = None
 
     @property
     def workspace(self) -> Path:
@@ -67,7 +69,10 @@ class Request:
 
     def prepare_command(self, redis: str) -> list[str]:
         source = ["--data", str(self.data)] if self.data else ["--customers", str(self.customers)]
-        return [*_rapport("prepare"), "--home", str(self.home), "--redis", redis, "--seed", str(self.seed), *source]
+        accept = [] if self.accept is None else ["--accept", self.accept]
+        return [
+            *_rapport("prepare"), "--home", str(self.home), "--redis", redis, "--seed", str(self.seed), *source, *accept
+        ]  # fmt: skip
 
 
 def up(request: Request) -> None:

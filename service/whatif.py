@@ -115,7 +115,7 @@ class WhatIf:
         parts = await self.queues.of(loaded, None).submit(TensorRows(varied.tensors), asker)
         # What is worked out around the inferences goes with writing the answer: only the waiting is taken out of it.
         since, asker.since = asker.since, asked
-        _note(asker, {"infer": sum(part.seconds for part in parts)})
+        asker.note([{"infer": sum(part.seconds for part in parts)}])
         asker.since -= asked - since
         scores = np.concatenate([part.outputs["scores"] for part in parts]).astype(np.float64)
         return np.where(contract.eligible(varied), scores, np.nan)
@@ -146,15 +146,6 @@ class WhatIf:
         return [
             Inferred({"scores": scores[end - len(part) : end]}, spent) for part, end in zip(batch, ends, strict=True)
         ]
-
-
-def _note(asker: Asker, spent: Mapping[str, float]) -> None:
-    """Where the time since `asker.since` went: when nothing was at work for it, it was waiting."""
-    now = time.monotonic()
-    waited = max(now - asker.since - sum(spent.values()), 0.0)
-    asker.since = now
-    for stage, seconds in {**spent, "queue": waited}.items():
-        asker.stages[stage] = asker.stages.get(stage, 0.0) + seconds
 
 
 def _as_it_is(question: Question, snapshot: Scored, request_id: str) -> WhatIfResponse:

@@ -31,7 +31,7 @@ def store(
     for view, (event_time, fields) in rows.items():
         mapping[f"_ts:{view}".encode()] = b"\x08" + varint(int(event_time))
         for field, value in fields.items():
-            mapping[field_of(view, field)] = _value(value, timestamp=field.endswith("_at"))
+            mapping[field_of(view, field)] = stored_value(value, timestamp=field.endswith("_at"))
     redis.hset(key_of(schema, entity), mapping=mapping)  # type: ignore[arg-type]
 
 
@@ -39,7 +39,7 @@ def field_of(view: str, field: str) -> bytes:
     return struct.pack("<i", mmh3.hash(f"{view}:{field}"))
 
 
-def _value(value: Value, *, timestamp: bool) -> bytes:
+def stored_value(value: Value, *, timestamp: bool) -> bytes:
     if value is None:
         return b""
     if isinstance(value, bytes):

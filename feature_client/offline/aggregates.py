@@ -3,7 +3,7 @@
 All work is done by DuckDB from file to file, so a data set may be larger than memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,10 @@ STORED = {"int64": dt.int64, "float64": dt.float64, "string": dt.string, "timest
 """Feast's types, as the feature files hold them."""
 
 
+Fields = Mapping[str, Mapping[str, str]]
+"""View -> stored field -> dtype."""
+
+
 class BuildError(RapportError):
     """Features that cannot be built, or that are not the declared ones; the message names them."""
 
@@ -54,7 +58,7 @@ def build(
         raise BuildError(f"cutoff {odd[0].isoformat()}: a cutoff has a time zone and no fraction of a second")
     created = created or datetime.now(UTC)
     workspace.require_space(2 * workspace.events.stat().st_size + 50_000_000, "building features")
-    declared = _declared(read_schema(workspace))
+    declared = declared_fields(read_schema(workspace))
     workspace.features.mkdir(parents=True, exist_ok=True)
     unfinished = {view: workspace.features / f"{view}.unfinished" for view in VIEWS}
     writers: dict[str, pq.ParquetWriter] = {}
@@ -64,15 +68,12 @@ def build(
         learning = learners(events)
         if learning is not events:
             learning = connection.create_table("learning", learning)
-        starts = events.group_by("type").agg(first=events.ts.min()).to_pyarrow().to_pylist()
-        since = {start["type"]: start["first"] for start in starts}
+        since = first_events(events)
         try:
             for cutoff in tqdm(cutoffs, desc="features", unit=" cutoffs", disable=not progress):
-                past = _past(connection, learning if cutoff < dataset.as_of else events, since, cutoff)
-                for view, define in VIEWS.items():
-                    batches = _stamped(view, define(past), declared, cutoff, created).to_pyarrow_batches(
-                        chunk_size=ROWS_AT_ONCE
-                    )
+                learned = learning if cutoff < dataset.as_of else events
+                for view, table in views_at(connection, learned, since, declared, cutoff, created):
+                    batches = table.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
                     writer = writers.get(view) or writers.setdefault(view, _writer(unfinished[view], batches.schema))
                     written = 0
                     for batch in batches:
@@ -97,8 +98,32 @@ def read_schema(workspace: Workspace) -> FeatureSchema:
         raise BuildError(f"no schema in {workspace.root}: run `rapport features apply` first") from exc
 
 
+def first_events(events: ir.Table) -> Mapping[str, datetime]:
+    """Event type -> its first event of all."""
+    starts = events.group_by("type").agg(first=events.ts.min()).to_pyarrow().to_pylist()
+    return {start["type"]: start["first"] for start in starts}
+
+
+def views_at(
+    connection: ibis.BaseBackend,
+    events: ir.Table,
+    since: Mapping[str, datetime],
+    declared: Fields,
+    cutoff: datetime,
+    created: datetime,
+) -> Iterator[tuple[str, ir.Table]]:
+    """Each view as its file holds it, with the rows of a cutoff: read before the next is asked for.
+
+    events: of the connection. since: of `first_events`, also where `events` are those of some customers alone.
+    Raises BuildError.
+    """
+    past = _past(connection, events, since, cutoff)
+    for view, define in VIEWS.items():
+        yield view, _stamped(view, define(past), declared, cutoff, created)
+
+
 def _past(connection: ibis.BaseBackend, events: ir.Table, since: Mapping[str, datetime], cutoff: datetime) -> Past:
-    """Also computes once, as tables, what several views read. since: event type -> its first event of all."""
+    """Also computes once, as tables, what several views read."""
     before = events.filter(events.ts < ibis.literal(cutoff, type=INSTANT))
     lines = before.filter(before.type == "purchase")
     orders = lines.group_by("customer_id", "order_id").agg(ts=lines.ts.min(), value=lines.amount.sum())
@@ -118,8 +143,8 @@ def _computed(connection: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Ta
     return connection.create_table(name, table)
 
 
-def _declared(schema: FeatureSchema) -> Mapping[str, Mapping[str, str]]:
-    """view -> stored field -> dtype."""
+def declared_fields(schema: FeatureSchema) -> Fields:
+    """Of every view that is computed. Raises BuildError."""
     fields: dict[str, dict[str, str]] = {view: {} for view in schema.views}
     for feature in schema.features:
         if feature.view is not None:
@@ -132,9 +157,7 @@ def _declared(schema: FeatureSchema) -> Mapping[str, Mapping[str, str]]:
     return fields
 
 
-def _stamped(
-    view: str, table: ir.Table, declared: Mapping[str, Mapping[str, str]], cutoff: datetime, created: datetime
-) -> ir.Table:
+def _stamped(view: str, table: ir.Table, declared: Fields, cutoff: datetime, created: datetime) -> ir.Table:
     """The view as its file holds it: declared columns in declared order and type, by customer."""
     fields = declared[view]
     computed = set(table.columns) - {"customer_id"}

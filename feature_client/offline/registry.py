@@ -8,6 +8,7 @@ Also works for a Feast project of the user's own. What its fields do not say the
 import math
 import re
 import runpy
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +62,12 @@ def apply(workspace: Workspace, repo: Path = REPO, service: str = SERVICE) -> Fe
     schema = compile_schema(store, service)
     workspace.schema_file.write_bytes(_json(schema))
     return schema
+
+
+def declared(workspace: Workspace, repo: Path = REPO, service: str = SERVICE) -> FeatureSchema:
+    """What `apply` would write, without registering anything. Raises SchemaError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return apply(Workspace(Path(scratch), project=workspace.project), repo, service)
 
 
 def compile_project(repo: Path, service: str) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import requests
 import torch
+from redis import Redis
 
 from feature_client.contract import discrepancy
 from feature_client.online.plan import ReadPlan
@@ -24,6 +25,7 @@ from model_export.pipeline import read_run
 from service.backends.embedded import EmbeddedBackend
 from service.protocol import PredictResponse
 from tests.e2e.conftest import Visitor, free_port
+from tests.feast_layout import field_of, key_of, stored_value
 
 
 def redis_of(visitor: Visitor) -> str:
@@ -90,6 +92,53 @@ def test_http_objects_and_torch_give_the_same_scores(visitor: Visitor, customers
     assert defined.mean() > 0.8
     assert (discrepancy(objects, forward) <= 1).all()
     assert (discrepancy(http[defined], forward[defined]) <= 1).all()
+
+
+def skew_check(visitor: Visitor, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service.cli", "skew", "check", "--workspace", str(visitor.workspace.root)]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+
+def test_features_in_service_are_what_events_say_and_one_that_is_not_is_named(
+    visitor: Visitor, customers: list[str]
+) -> None:
+    """Asked of the gateway, and read from the store; with a row that was altered in Redis."""
+    asked = skew_check(visitor, "--gateway", visitor.url, "--customers", "150")
+    read = skew_check(visitor, "--redis", redis_of(visitor), "--customers", "150", "--seed", "3")
+    for run in (asked, read):
+        assert run.returncode == 0, run.stdout + run.stderr
+        found = json.loads(run.stdout.splitlines()[-1])
+        assert (found["ok"], found["customers"], found["features"]) == (True, 150, {})
+
+    schema = read_release(visitor.workspace.models, "engagement", 1).contract.schema
+    host, _, port = redis_of(visitor).rpartition(":")
+    with Redis(host, int(port)) as redis:
+        key, place = key_of(schema, customers[0]), field_of("orders_rolling", "spend_365d")
+        before = redis.hget(key, place)
+        assert isinstance(before, bytes)
+        redis.hset(key, place, stored_value(1e6, timestamp=False))
+        run = skew_check(visitor, "--gateway", visitor.url, "--ids", ",".join(customers[:40]))
+        known = skew_check(visitor, "--gateway", visitor.url, "--ids", customers[0], "--allow", "spend_365d")
+        redis.hset(key, place, before)
+
+    assert run.returncode == 1
+    assert run.stderr == "rapport: skew: service and raw events differ in spend_365d\n"
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["skewed"] == ["spend_365d"]
+    assert found["features"]["spend_365d"]["differ"] == 1
+    assert found["features"]["spend_365d"]["examples"][0]["customer"] == customers[0]
+    assert any(line.startswith("spend_365d") for line in run.stdout.splitlines())
+    assert known.returncode == 0, known.stderr
+
+
+def test_a_check_for_skew_that_cannot_be_made_says_why(visitor: Visitor) -> None:
+    nobody = skew_check(visitor, "--gateway", f"http://127.0.0.1:{free_port()}")
+    wrong = skew_check(visitor, "--gateway", visitor.url, "--version", "99")
+    for run, said in ((nobody, "does not answer"), (wrong, "/v1/models/engagement?version=99 answers 404")):
+        assert run.returncode == 1
+        assert said in run.stderr
+        assert run.stderr.startswith("rapport: http://127.0.0.1:")
+        assert "Traceback" not in run.stderr
 
 
 def test_locust_finds_no_wrong_answer(visitor: Visitor) -> None:

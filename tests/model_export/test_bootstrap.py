@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model_export import bootstrap
 from model_export.bootstrap import Draws
@@ -22,11 +22,18 @@ def test_weights_are_rows_that_count_so_often(rng: np.random.Generator) -> None:
     repeated = [np.repeat(np.arange(200), row.astype(int)) for row in weights]
 
     auc = bootstrap.auc(score, label)(weights)
+    precision = bootstrap.average_precision(score, label)(weights)
     ranks = bootstrap.spearman(score, amount)(weights)
     error = bootstrap.log_rmse(score, amount)(weights)
+    cap = np.quantile(amount, 0.99)
+    capped = bootstrap.rmse_capped(score, amount)(weights)
+    np.testing.assert_allclose(
+        capped, [np.sqrt(np.mean((score[rows] - np.minimum(amount[rows], cap)) ** 2)) for rows in repeated]
+    )
     ratio = bootstrap.sum_ratio(score, amount)(weights)
 
     np.testing.assert_allclose(auc, [roc_auc_score(label[rows], score[rows]) for rows in repeated])
+    np.testing.assert_allclose(precision, [average_precision_score(label[rows], score[rows]) for rows in repeated])
     np.testing.assert_allclose(ranks, [spearmanr(score[rows], amount[rows]).statistic for rows in repeated])
     np.testing.assert_allclose(
         error, [np.sqrt(np.mean((np.log1p(score[rows]) - np.log1p(amount[rows])) ** 2)) for rows in repeated]

@@ -1,21 +1,27 @@
 """The join of labels and features, through real Feast, on a small generated data set."""
 
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 
 from feature_client.offline import aggregates, generator, historical, registry
+from feature_client.offline.aggregates import read_schema
 from feature_client.offline.cutoffs import split
 from feature_client.offline.learners import learners
+from feature_client.offline.parity import LeakError, SkewError
+from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
 from model_export import dataset
 from model_export.dataset import DatasetError, build
 from model_export.rows import Dataset, Rows
+from tests.feature_client.offline.planted import peeking, shifted
 
 DAY_S = 86_400
 
@@ -131,3 +137,46 @@ def test_labels_that_are_still_open_are_refused(workspace: Workspace, monkeypatc
     monkeypatch.setattr("feature_client.offline.cutoffs.split", lambda data, test: late)
     with pytest.raises(DatasetError, match="but the data ends at"):
         build(workspace, code="code")
+
+
+def test_a_feature_that_knows_the_next_day_stops_training_and_is_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaking = peeking("orders_rolling", "orders_30d", "purchase")
+    monkeypatch.setattr(aggregates, "VIEWS", {**VIEWS, "orders_rolling": leaking})
+    with pytest.raises(LeakError, match=r": orders_30d \(\d+ x\)"):
+        build(workspace, code="code")
+
+
+def test_a_window_that_is_off_by_an_hour_stops_training_and_is_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = shifted("orders_rolling", 30, timedelta(hours=1))
+    monkeypatch.setattr(aggregates, "VIEWS", {**VIEWS, "orders_rolling": late})
+    with pytest.raises(SkewError, match=r": orders_30d \(\d+ x\), spend_30d \(\d+ x\);"):
+        build(workspace, code="code")
+
+
+@pytest.fixture
+def copied(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """A workspace to damage."""
+    copied = Workspace(Path(shutil.copytree(workspace.root, tmp_path / "copied")))
+    registry.apply(copied)
+    return copied
+
+
+def test_feature_files_that_are_not_what_events_say_stop_training_and_are_named(copied: Workspace) -> None:
+    path = copied.features / "catalog_mix.parquet"
+    mix = pd.read_parquet(path)
+    mix["distinct_items_365d"] += 1
+    mix.to_parquet(path)
+    with pytest.raises(SkewError, match=r"training rows differ .*: distinct_items_365d \(\d+ x\);"):
+        build(copied, code="other files")
+
+
+def test_a_default_that_is_not_the_declared_one_stops_training_and_is_named(copied: Workspace) -> None:
+    schema = read_schema(copied)
+    features = tuple(replace(one, default=50.0) if one.name == "spend_30d" else one for one in schema.features)
+    copied.schema_file.write_bytes(msgspec.json.encode(replace(schema, features=features)))
+    with pytest.raises(SkewError, match=r"spend_30d: default is 50\.0 in the model and 0\.0 as declared"):
+        build(copied, code="other default")

@@ -22,9 +22,10 @@ from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
 from feature_client.schema import Feature
 from model_export import explain_figures as draw
-from model_export.explain_report import Report, _of_groups, report_workspace, write_report
+from model_export.explain_report import _of_groups, report_workspace
 from model_export.explain_sample import Answers, Sample, ask, draw_sample
 from model_export.explain_sections import SectionWriter, unique_labels, write_number
+from model_export.page import Report, write_report
 from model_export.pipeline import Run, write_run
 from tests.model_export.tiny_release import tiny_run
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import model_export.publish
 from feature_client.contract import CONTRACT_KEY
 from feature_client.golden import golden_name
+from feature_client.offline.workspace import Workspace
 from feature_client.release import (
     EXPLAIN_SUFFIX,
     Release,
@@ -26,7 +28,7 @@ from feature_client.release import (
 )
 from feature_client.repository import prunable, prune
 from feature_client.routes import RoutesError, read_routes
-from model_export.pipeline import Run, RunError, read_run, write_run
+from model_export.pipeline import Run, RunError, publish_workspace, read_run, write_run
 from model_export.publish import PublishError, publish, set_champion
 from model_export.republish import artifacts_of
 from model_export.verify import GOLDEN_ROWS, Session
@@ -348,3 +350,14 @@ def test_a_run_that_is_missing_or_damaged_says_what_to_do(run: Run, tmp_path: Pa
         (tmp_path / "run" / name).write_bytes(b"not what it was")
         with pytest.raises(RunError, match="train again"):
             read_run(tmp_path / "run")
+
+
+def test_a_model_whose_features_are_declared_otherwise_by_now_is_not_published(run: Run, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_run(run, tmp_path / "run")
+    schema = run.contract.schema
+    features = tuple(replace(one, default=50.0) if one.name == "spend_90d" else one for one in schema.features)
+    workspace.schema_file.write_bytes(msgspec.json.encode(replace(schema, features=features)))
+    with pytest.raises(RunError, match=r"spend_90d: default is 0\.0 in the model and 50\.0 as declared"):
+        publish_workspace(workspace)
+    assert not workspace.models.exists()

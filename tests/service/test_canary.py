@@ -1,5 +1,6 @@
 """A canary answers its share of the customers: always the same ones, and each of them from one release alone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -156,3 +157,16 @@ def test_rows_of_both_arms_are_the_customers_own(start: Start, redis: "Redis", m
             for name, value in reason["features"].items()
         }
         assert values["orders_90d"] == float(CROWD.index(one["entity"]["customer_id"]))
+
+
+def test_the_contract_of_either_release_can_be_asked_for(
+    start: Start, customers: list[str], models: Path, release: Release, two_releases: Release
+) -> None:
+    url = start(models=models)
+
+    def contract(version: str | None) -> object:
+        return requests.get(f"{url}/v1/models/engagement", params={"version": version}, timeout=5).json()["contract"]
+
+    first, second = (json.loads(one.contract.to_json()) for one in (release, two_releases))
+    assert [contract(None), contract("1"), contract("2")] == [first, first, second]
+    assert requests.get(f"{url}/v1/models/engagement?version=9", timeout=5).status_code == 404

@@ -214,8 +214,8 @@ def test_the_documentation_is_complete(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=5).json()
 
     assert {path for path in document["paths"] if not path.startswith("/v2")} == {
-        "/v1/predict", "/v1/explain", "/v1/whatif", "/v1/models", "/v1/models/{model}", "/v1/models/{model}/importance",
-        "/livez", "/readyz", "/metrics",
+        "/v1/predict", "/v1/explain", "/v1/features", "/v1/whatif",
+        "/v1/models", "/v1/models/{model}", "/v1/models/{model}/importance", "/livez", "/readyz", "/metrics",
     }  # fmt: skip
     text = json.dumps(document)
     for reference in set(text.split('"$ref": "#/components/schemas/')[1:]):

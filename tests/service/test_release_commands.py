@@ -215,9 +215,18 @@ def test_verify_on_a_live_triton_leaves_what_answers_there_alone(
 def test_publish_routes_nobody_and_says_what_comes_next(rapport: Rapport, models: Path, tmp_path: Path) -> None:
     write_run(tiny_run(rows=1_000, epochs=1), tmp_path / "workspace" / "run")
     before = route(models)
+    command = ("publish", "--workspace", tmp_path / "workspace", "--models", models)
 
-    said = rapport("publish", "--workspace", tmp_path / "workspace", "--models", models)
+    refused = rapport(*command)
+    said = rapport(*command, "--accept", "only to see it published")
 
+    assert refused.code == 1
+    assert "churn_90d, champion, auc: " in refused.error  # a model after one epoch is worse than one after six
+    assert "engagement.5: gates accepted because: only to see it published" in said.error
+    assert (
+        "| gates accepted because | only to see it published |"
+        in read_release(models, "engagement", 5).card.read_text()
+    )
     assert said.out.splitlines() == [
         f"published engagement.5 in {models}; nobody is sent to it yet",
         f"next: rapport release load engagement 5 --models {models}",

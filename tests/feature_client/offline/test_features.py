@@ -11,38 +11,95 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from redis import Redis
 
-from feature_client.offline import aggregates, historical, materialize, registry, views
-from feature_client.offline.aggregates import BuildError
+from feature_client.offline import aggregates, bulk, historical, materialize, registry, skew, views
+from feature_client.offline.aggregates import BuildError, read_schema
 from feature_client.offline.events import EVENT_TYPES, load_events
+from feature_client.offline.oracle import Value, differences, read_history, stored_fields
 from feature_client.offline.store import open_store
 from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
 from feature_client.schema import FeatureSchema
-from tests.feature_client.offline.brute_force import Value, differences, features, own_history, retail_history
+from feature_client.served import StoreSource
 from tests.feature_client.offline.conftest import CREATED, instants
+from tests.feature_client.offline.raw_lines import retail_history
 
 PAIRS = 1_000
 
 
-def test_features_equal_a_recomputation_from_raw_events(tmp_path: Path, retail_file: Path) -> None:
-    workspace = Workspace(tmp_path)
+@pytest.fixture(scope="module")
+def retail(tmp_path_factory: pytest.TempPathFactory, retail_file: Path, redis_url: str) -> Workspace:
+    """All of the real data, with features at random instants."""
+    workspace = Workspace(tmp_path_factory.mktemp("retail"), redis_url, project="offline_retail")
     dataset = load_events(workspace, retail_file)
     registry.apply(workspace)
-    aggregates.build(workspace, instants(dataset.first_event, dataset.as_of, 5), progress=False)
+    aggregates.build(workspace, instants(dataset.first_event, dataset.as_of, 5), progress=False, created=CREATED)
+    return workspace
 
-    built = read_features(workspace)
+
+@pytest.fixture(scope="module")
+def pairs(retail: Workspace) -> pd.DataFrame:
+    """Random customers at random instants, with their features."""
+    built = read_features(retail)
     customers = built["customer_id"].drop_duplicates().sample(400, random_state=1)
-    pairs = built[built["customer_id"].isin(customers)].sample(PAIRS, random_state=2)
-    history = retail_history(retail_file, customers)
-    assert wrong(pairs, lambda customer, cutoff: features(history, customer, cutoff)) == {}
+    return built[built["customer_id"].isin(customers)].sample(PAIRS, random_state=2)
+
+
+def test_features_equal_a_recomputation_from_raw_events(retail_file: Path, pairs: pd.DataFrame) -> None:
+    history = retail_history(retail_file, pairs["customer_id"].unique())
+    assert wrong(pairs, lambda customer, cutoff: stored_fields(history, customer, cutoff)) == {}
+
+
+def test_training_rows_of_real_customers_equal_a_recomputation(retail: Workspace, pairs: pd.DataFrame) -> None:
+    """Through Feast's point-in-time join."""
+    history = read_history(retail.events, pairs["customer_id"])
+    joined = historical.join(retail, pairs[["customer_id", "event_timestamp"]], progress=False)
+    assert len(joined) == PAIRS
+    assert wrong(joined, lambda customer, cutoff: stored_fields(history, customer, cutoff)) == {}
+
+
+def test_what_a_model_gets_of_real_customers_equals_a_recomputation(
+    retail: Workspace, pairs: pd.DataFrame, redis: "Redis"
+) -> None:
+    """Loaded as of some instants, read and encoded as for a prediction: the same values as in training."""
+    schema = read_schema(retail).with_vocabularies({"country": ("United Kingdom", "France"), "top_category": ("home",)})
+    compared = 0
+    for cutoff, rows in sorted(pairs.groupby("event_timestamp"), reverse=True):
+        instant = pd.Timestamp(str(cutoff)).to_pydatetime()
+        redis.flushall()
+        bulk.load(retail, instant, progress=False)
+        report = skew.check(retail, StoreSource(schema, "1", retail.redis, instant), list(rows["customer_id"]))
+        assert (report.skewed, report.absent, report.new) == ([], [], 0), instant
+        compared += report.customers
+    assert compared == PAIRS
+
+
+def test_what_happens_later_changes_no_byte_of_real_features(
+    tmp_path: Path, retail: Workspace, retail_file: Path
+) -> None:
+    """Built from the whole file, and from one that ends before the cutoff, to the second."""
+    cutoffs = sorted(set(read_features(retail)["event_timestamp"]))[:3]
+    then = Workspace(tmp_path)
+    raw = pq.read_table(retail_file)
+    ends = pa.scalar(cutoffs[-1].tz_localize(None).to_pydatetime(), raw.schema.field("ts").type)
+    pq.write_table(raw.filter(pa.compute.less(raw["ts"], ends)), tmp_path / "raw.parquet")
+    load_events(then, tmp_path / "raw.parquet")
+    shutil.copy(retail.schema_file, then.schema_file)
+    aggregates.build(then, [cutoff.to_pydatetime() for cutoff in cutoffs], progress=False, created=CREATED)
+
+    for view in VIEWS:
+        whole = pq.read_table(retail.features / f"{view}.parquet")
+        early = whole.filter(pa.compute.less_equal(whole["event_timestamp"], pa.scalar(cutoffs[-1].to_pydatetime())))
+        assert 0 < len(early) < len(whole)
+        assert early.combine_chunks().equals(pq.read_table(then.features / f"{view}.parquet").combine_chunks()), view
 
 
 def test_features_of_every_event_type_equal_a_recomputation(generated: Workspace) -> None:
-    history = own_history(generated.events)
     pairs = read_features(generated).sample(PAIRS // 2, random_state=3)
+    history = read_history(generated.events, pairs["customer_id"])
     assert pairs["sessions_30d"].sum() > 0
-    assert wrong(pairs, lambda customer, cutoff: features(history, customer, cutoff)) == {}
+    assert wrong(pairs, lambda customer, cutoff: stored_fields(history, customer, cutoff)) == {}
 
 
 def test_online_values_equal_a_recomputation_from_raw_events(sample: Workspace, sample_file: Path) -> None:
@@ -61,7 +118,7 @@ def test_online_values_equal_a_recomputation_from_raw_events(sample: Workspace, 
         online = store.get_online_features(features=service, entity_rows=entity_rows).to_dict()
         for row, customer in enumerate(customers):
             found = {name: column[row] for name, column in online.items()}
-            assert differences(found, features(history, customer, instant)) == {}, (customer, instant)
+            assert differences(found, stored_fields(history, customer, instant)) == {}, (customer, instant)
             compared += 1
     assert compared >= PAIRS
 

@@ -1,24 +1,32 @@
-"""Every feature again, in plain Python from raw events: slow, obvious, and sharing no code with what it checks."""
+"""Every feature again, in plain Python from raw events: slow, obvious, and sharing no code with what it checks.
+
+What builds, stores, reads and encodes features is held against this, in tests, before training (parity.py) and in
+service (skew.py). Whoever changes a feature's definition changes it here as well.
+"""
 
 import itertools
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from pyarrow import dataset
 
-from feature_client.offline.retail import CATEGORIES, PRODUCT
+from feature_client.schema import FeatureSchema
 
 Value = float | int | str | datetime | None
-TYPES = ("purchase", "return", "session", "service_use", "campaign_open")
+
+WINDOWS_DAYS = (7, 30, 90, 180, 275, 335, 365)
+"""How long before a cutoff a window begins or ends."""
+
+YEAR_DAYS = 365.2425
 
 
 @dataclass(frozen=True)
@@ -42,46 +50,38 @@ class History:
     since: Mapping[str, datetime]
 
 
-def retail_history(path: Path, customers: Iterable[str]) -> History:
-    """Of some customers, from the raw lines of Online Retail II."""
-    table = pq.read_table(path)
-    wanted = table.filter(pc.is_in(table["customer_id"], value_set=_floats(customers)))
-    events: dict[str, list[Event]] = {}
-    for line in {tuple(line.values()): line for line in wanted.to_pylist()}.values():  # exact duplicates count once
-        if not re.search(PRODUCT, line["stock_code"].upper()) or line["price"] <= 0 or line["quantity"] == 0:
-            continue
-        words = (line["description"] or "").upper()
-        quantity = abs(line["quantity"])
-        event = Event(
-            ts=line["ts"].replace(tzinfo=UTC),
-            type="return" if line["quantity"] < 0 or line["invoice"].startswith("C") else "purchase",
-            item=line["stock_code"].upper(),
-            category=next((name for name, keywords in CATEGORIES.items() if re.search(keywords, words)), "other"),
-            quantity=quantity,
-            amount=Decimal(repr(line["price"])) * quantity,
-            order_id=line["invoice"],
-            country=line["country"],
-            channel=None,
-        )
-        events.setdefault(str(int(line["customer_id"])), []).append(event)
-    begin = pc.min(table["ts"]).as_py().replace(tzinfo=UTC)
-    return History(events, {"purchase": begin, "return": begin})
-
-
-def own_history(path: Path) -> History:
-    """Of all customers, from events of our own schema."""
-    events: dict[str, list[Event]] = {}
+def read_history(path: Path, customers: Iterable[str]) -> History:
+    """Of some customers, from a workspace's events; a file may be larger than memory."""
+    file = dataset.dataset(path)
     since: dict[str, datetime] = {}
-    for row in pq.read_table(path).to_pylist():
-        customer = row.pop("customer_id")
-        events.setdefault(customer, []).append(Event(**row))
-        since[row["type"]] = min(since.get(row["type"], row["ts"]), row["ts"])
-    return History(events, since)
+    for batch in file.to_batches(columns=["type", "ts"]):
+        _begin(since, pa.Table.from_batches([batch]))
+    wanted = pa.array(sorted(set(customers)), pa.string())
+    return History(_by_customer(file.to_table(filter=pc.field("customer_id").isin(wanted))), since)
 
 
-def features(history: History, customer: str, cutoff: datetime) -> dict[str, Value]:
-    """All stored fields of a customer at a cutoff."""
-    past = [event for event in history.events[customer] if event.ts < cutoff]
+def history_of(events: pa.Table) -> History:
+    """Of everybody in a table of events."""
+    since: dict[str, datetime] = {}
+    _begin(since, events)
+    return History(_by_customer(events), since)
+
+
+def _begin(since: dict[str, datetime], events: pa.Table) -> None:
+    for found in events.group_by("type").aggregate([("ts", "min")]).to_pylist():
+        since[found["type"]] = min(since.get(found["type"], found["ts_min"]), found["ts_min"])
+
+
+def _by_customer(events: pa.Table) -> dict[str, list[Event]]:
+    found: dict[str, list[Event]] = {}
+    for row in events.to_pylist():
+        found.setdefault(row.pop("customer_id"), []).append(Event(**row))
+    return found
+
+
+def stored_fields(history: History, customer: str, cutoff: datetime) -> dict[str, Value]:
+    """All stored fields of a customer at a cutoff, from the events before it."""
+    past = [event for event in history.events.get(customer, ()) if event.ts < cutoff]
     recorded = {kind for kind, since in history.since.items() if since < cutoff}
 
     def ago(days: int) -> datetime:
@@ -151,6 +151,22 @@ def features(history: History, customer: str, cutoff: datetime) -> dict[str, Val
     return found
 
 
+def model_inputs(schema: FeatureSchema, fields: Mapping[str, Value], as_of: datetime) -> dict[str, float | str | None]:
+    """What a model reads at `as_of` of stored fields, readable: numbers rounded to float32, missing as None."""
+    turn = 2 * math.pi * as_of.timestamp() / (YEAR_DAYS * 86_400)
+    season: dict[str, Value] = {"season_sin": math.sin(turn), "season_cos": math.cos(turn)}
+    found: dict[str, float | str | None] = {}
+    for feature in schema.features:
+        value = season[feature.name] if feature.kind == "calendar" else fields[str(feature.field)]
+        if isinstance(value, datetime):
+            value = (as_of - value).total_seconds() / 86_400
+        if isinstance(value, str):
+            found[feature.name] = value if value in feature.vocabulary else "(unseen)"
+        else:
+            found[feature.name] = None if value is None else float(np.float32(value))
+    return found
+
+
 def differences(actual: Mapping[str, object], expected: Mapping[str, Value]) -> dict[str, tuple[object, Value]]:
     """field -> (actual, expected) where they differ. Instants may come as whole or fractional seconds."""
     return {name: (actual[name], value) for name, value in expected.items() if not _same(actual[name], value)}
@@ -171,7 +187,3 @@ def _mode(counts: Counter[str]) -> str | None:
 
 def _ratio(part: float, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def _floats(customers: Iterable[str]) -> pa.Array:
-    return pa.array([float(customer) for customer in customers], pa.float64())
