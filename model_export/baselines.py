@@ -1,17 +1,19 @@
 """What anybody would try before a network: one feature, the last year's spend, a linear model, boosted trees.
 
-All of them are fitted on the training rows, chosen on the validation rows and calibrated there, as the network is; no
-test row is looked at. docs/model-quality.md says how they compare.
+All of them are chosen on the validation rows, fitted to what is known before the test cutoffs and calibrated on the
+newest of it, as the network is; no test row is looked at. docs/model-quality.md says how they compare.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import expit  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from feature_client.errors import RapportError
-from feature_client.schema import FloatArray
+from feature_client.schema import FeatureSchema, FloatArray
 from model_export import boosted
 from model_export.calibration import factor, logit, platt
 from model_export.evaluate import area_under_curve
@@ -53,36 +55,44 @@ def best_feature(dataset: Dataset) -> tuple[Forecast, dict[str, str]]:
 
 def linear(dataset: Dataset) -> Forecast:
     """Logistic regression for probabilities, ridge regression of log1p for amounts, on standardised columns."""
-    train, validation, test = _columns(dataset)
+    columns = _columns(dataset.train, dataset.schema)
+    train, validation, test = (columns(rows) for rows in (dataset.train, dataset.validation, dataset.test))
+    newest, latest = dataset.calibrating, columns(dataset.calibrating)
+    final, finals = (dataset.train, train) if dataset.known is None else (dataset.known, columns(dataset.known))
     forecast = _empty(dataset)
     for position, task in enumerate(dataset.tasks):
         keep, kept = dataset.train.eligible[:, position], dataset.validation.eligible[:, position]
         target, aim = _labels(dataset.train, position), _labels(dataset.validation, position)
+        ends, last = final.eligible[:, position], newest.eligible[:, position]
+        goal, level, weight = _labels(final, position), _labels(newest, position), final.recency()[ends]
         if task.kind == "probability":
             fits = [LogisticRegression(C=c, max_iter=500).fit(train[keep], target) for c in PENALTIES]
             best = max(fits, key=lambda fit: area_under_curve(fit.decision_function(validation[kept]), aim))
-            raw, raws = best.decision_function(validation[kept]), best.decision_function(test)
-            forecast.scores[:, position] = _calibrated(raw, aim, raws)
+            best.fit(finals[ends], goal, weight)
+            raw, raws = best.decision_function(latest[last]), best.decision_function(test)
+            forecast.scores[:, position] = _calibrated(raw, level, raws)
         else:
             ridges = [Ridge(alpha=1 / c).fit(train[keep], np.log1p(target)) for c in PENALTIES]
             ridge = min(ridges, key=lambda fit: float(((fit.predict(validation[kept]) - np.log1p(aim)) ** 2).mean()))
-            logs, other = (np.maximum(ridge.predict(columns), 0.0) for columns in (validation[kept], test))
+            ridge.fit(finals[ends], np.log1p(goal), weight)
+            logs, other = (np.maximum(ridge.predict(columns), 0.0) for columns in (latest[last], test))
             forecast.logs[:, position] = other
-            forecast.scores[:, position] = np.expm1(other) * _smearing(logs, aim)
+            forecast.scores[:, position] = np.expm1(other) * _smearing(logs, level)
     return forecast
 
 
 def trees(dataset: Dataset, *, seed: int = 0) -> Forecast:
-    """LightGBM, calibrated on the validation rows."""
+    """LightGBM, calibrated as the network is."""
     fitted = boosted.fit(dataset, seed=seed)
     forecast = _empty(dataset)
-    parts = (dataset.validation, dataset.test)
-    validation, test = (
-        boosted.predict(fitted, dataset.schema, dataset.tasks, rows).astype(np.float64) for rows in parts
+    newest = dataset.calibrating
+    known, test = (
+        boosted.predict(fitted, dataset.schema, dataset.tasks, rows).astype(np.float64)
+        for rows in (newest, dataset.test)
     )
     for position, task in enumerate(dataset.tasks):
-        kept, aim = dataset.validation.eligible[:, position], _labels(dataset.validation, position)
-        own, others = validation[kept, position], test[:, position]
+        kept, aim = newest.eligible[:, position], _labels(newest, position)
+        own, others = known[kept, position], test[:, position]
         if task.kind == "probability":
             forecast.scores[:, position] = _calibrated(logit(own), aim, logit(others))
         else:
@@ -126,28 +136,37 @@ def _naive(dataset: Dataset, days: int) -> FloatArray:
 def _best_of(dataset: Dataset, position: int) -> tuple[str, FloatArray]:
     """The feature, with its sign, and calibrated scores of the test rows."""
     keep, aim = dataset.validation.eligible[:, position], _labels(dataset.validation, position)
+    newest = dataset.calibrating
+    last, level = newest.eligible[:, position], _labels(newest, position)
     found = []
     for column, feature in enumerate(dataset.schema.numeric):
-        middle = np.nanmedian(dataset.train.numeric[:, column]) if feature.default is None else feature.default
-        own, others = (
-            _signed_log(np.nan_to_num(rows.numeric[:, column].astype(np.float64), nan=float(middle)))
-            for rows in (dataset.validation, dataset.test)
+        middle = _middle(dataset.train.numeric[:, column]) if feature.default is None else feature.default
+        own, latest, others = (
+            _signed_log(np.nan_to_num(rows.numeric[:, column].astype(np.float64), nan=middle))
+            for rows in (dataset.validation, newest, dataset.test)
         )
         area = area_under_curve(own[keep], aim)
         sign = 1.0 if area >= 0.5 else -1.0
-        found.append((max(area, 1 - area), f"{'-' if sign < 0 else ''}{feature.name}", sign * own[keep], sign * others))
-    _, name, own, others = max(found, key=lambda one: one[0])
-    return name, _calibrated(own, aim, others)
+        said = f"{'-' if sign < 0 else ''}{feature.name}"
+        found.append((max(area, 1 - area), said, sign * latest[last], sign * others))
+    _, name, best, rest = max(found, key=lambda one: one[0])
+    return name, _calibrated(best, level, rest)
+
+
+def _middle(values: npt.NDArray[np.float32]) -> float:
+    """The median of what is known, 0 where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else 0.0
 
 
 def _signed_log(values: FloatArray) -> FloatArray:
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
-def _columns(dataset: Dataset) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Of all three parts: logarithms of numbers, standardised by the training rows, with the training median in place
-    of what is missing; whether it was; categories as one column a word."""
-    train = _signed_log(dataset.train.numeric.astype(np.float64))
+def _columns(fitted: Rows, schema: FeatureSchema) -> Callable[[Rows], FloatArray]:
+    """Logarithms of numbers, standardised by the fitted rows, with their median in place of what is missing; whether it
+    was; categories as one column a word."""
+    train = _signed_log(fitted.numeric.astype(np.float64))
     known = ~np.isnan(train).all(axis=0)
     middle = np.nanmedian(train[:, known], axis=0)
     filled = np.where(np.isnan(train[:, known]), middle, train[:, known])
@@ -160,8 +179,8 @@ def _columns(dataset: Dataset) -> tuple[FloatArray, FloatArray, FloatArray]:
         standard = np.clip((np.where(absent, middle, numbers) - centre) / scale, -6.0, 6.0)[:, varies]
         words = [
             np.eye(len(feature.vocabulary) + 2)[rows.categorical[:, place]]
-            for place, feature in enumerate(dataset.schema.categorical)
+            for place, feature in enumerate(schema.categorical)
         ]
         return np.column_stack([standard, absent, *words])
 
-    return columns(dataset.train), columns(dataset.validation), columns(dataset.test)
+    return columns

@@ -92,7 +92,10 @@ def matrix(
 
 
 def fit(dataset: Dataset, *, seed: int = 0, grid: Sequence[Mapping[str, float]] = GRID) -> dict[str, Boosted]:
-    """task -> its boosters: fitted on the training rows, stopped early and chosen from the grid on validation rows."""
+    """task -> its boosters: fitted on training rows, stopped early and chosen from the grid on validation rows.
+
+    Where the data set says what else is known before the test cutoffs, what was chosen is then fitted to all of that.
+    """
     fitted = {}
     for position, task in enumerate(dataset.tasks):
         if task.kind == "probability":
@@ -138,17 +141,27 @@ def _fit(
             best = loss, booster
     if best is None:
         raise ValueError("an empty grid")
-    return best[1]
+    if dataset.known is None:
+        return best[1]
+    known = _labelled(dataset.schema, dataset.known, position, objective, weight=dataset.known.recency())
+    return lgb.train(best[1].params, known, max(best[1].best_iteration, 1))
 
 
 def _labelled(
-    schema: FeatureSchema, rows: Rows, position: int, objective: str, reference: lgb.Dataset | None = None
+    schema: FeatureSchema,
+    rows: Rows,
+    position: int,
+    objective: str,
+    *,
+    reference: lgb.Dataset | None = None,
+    weight: npt.NDArray[np.float32] | None = None,
 ) -> lgb.Dataset:
     keep = rows.eligible[:, position]
     label = rows.labels[keep, position].astype(np.float64)
     return lgb.Dataset(
         matrix(schema, rows.numeric[keep], rows.categorical[keep]),
         np.log1p(label) if objective == "regression" else label,
+        weight=None if weight is None else weight[keep],
         reference=reference,
         feature_name=column_names(schema),
         free_raw_data=True,

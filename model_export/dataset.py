@@ -5,6 +5,7 @@ For a cutoff t, features use events before t and labels use events in [t, t + ho
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import ibis
@@ -19,7 +20,7 @@ from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
 from model_export.labels import label_column, label_table
-from model_export.rows import Dataset, fit_vocabularies, make_rows
+from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks
 
 
@@ -39,7 +40,8 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
     instants = [instant for part in parts.values() for instant in part]
     _check_matured(instants, tasks, data)
     schema = read_schema(workspace)
-    frame = _joined(workspace, data, schema, tasks, instants, code)
+    parts["known"] = split.known
+    frame = _joined(workspace, data, schema, tasks, sorted({*instants, *split.known}), code)
     parity.check(workspace, schema, frame)
     moments = frame["event_timestamp"]
     frames = {name: frame[moments.isin([pd.Timestamp(t) for t in part])] for name, part in parts.items()}
@@ -57,6 +59,7 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
         )
         for name, part in frames.items()
     }
+    rows["known"] = _as_of(rows["known"], tasks, split.test[0])
     about = {
         "data": data.name,
         "events": str(data.events),
@@ -67,6 +70,13 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
         about[f"{name}_cutoffs"] = f"{min(part):%Y-%m-%d} to {max(part):%Y-%m-%d} ({len(part)})"
         about[f"{name}_rows"] = str(len(rows[name]))
     return Dataset(schema, tuple(labelled.task for labelled in tasks), **rows, about=about, digest=data.digest)
+
+
+def _as_of(rows: Rows, tasks: Sequence[LabelledTask], moment: datetime) -> Rows:
+    """What is known of the labels at that moment: a task is not defined where its label ends later."""
+    ends = rows.cutoffs[:, None] + np.array([labelled.task.horizon_days * 86_400.0 for labelled in tasks])
+    known = ends <= moment.timestamp()
+    return replace(rows, labels=np.where(known, rows.labels, np.float32(0)), eligible=rows.eligible & known)
 
 
 def _check_matured(instants: Sequence[datetime], tasks: Sequence[LabelledTask], data: DataSet) -> None:

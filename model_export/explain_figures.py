@@ -178,7 +178,7 @@ def bars(parts: Sequence[Bar], scale: Scale, width: float = WIDTH_IN) -> Figure:
         axes.bar_label(drawn, [scale.size(part.mean) for part in parts], padding=4, fontsize=10)
         axes.margins(x=0.18)
         axes.set_xlim(left=0)
-        axes.set_xlabel(f"moves the score by, on average ({scale.axis})")
+        axes.set_xlabel(f"moves the score by, on average ({scale.axis})" if width == WIDTH_IN else scale.axis)
         _name_rows(axes, [part.label for part in parts])
         _plain_ticks(axes)
         return figure

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.schema import FloatArray
-from model_export.baseline import baselines
+from model_export.naive import baselines
 from model_export.rows import Dataset
 
 MAX_ROWS = 100_000

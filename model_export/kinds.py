@@ -35,7 +35,7 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
     else:
         model = from_sklearn(linear.fit(dataset, columns), columns.width)
     classical = Classical.of(columns, tasks, model, dataset.train.labels)
-    calibrate(classical, dataset.validation)
+    calibrate(classical, dataset.calibrating)
     return classical
 
 

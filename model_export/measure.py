@@ -8,7 +8,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from feature_client.contract import Task
-from feature_client.schema import FeatureSchema, FloatArray
+from feature_client.schema import FloatArray
 from model_export.baselines import Forecast
 from model_export.evaluate import amount_quality, probability_quality
 from model_export.resampling import Interval, draws
@@ -18,20 +18,6 @@ PROBABILITY, AMOUNT = ("auc", "ap", "ece"), ("rmse_log", "spearman", "rmse_cappe
 """The figures of a task, by its kind, in the order in which they are stated."""
 
 CAP_QUANTILE = 0.99
-DAYS = {"tenure_days": (90.0, 365.0), "days_since_purchase": (30.0, 90.0, 180.0)}
-"""Feature -> upper ends of the slices along it; the last slice is above the last end."""
-
-LEAST_ROWS = 100
-"""A country with fewer test rows is among the other countries."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Some of the test rows. rows: their positions."""
-
-    by: str
-    name: str
-    rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -99,25 +85,3 @@ class Measure:
     def _draws(self, within: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
         for rows in draws(self._rows.customers[within], count, seed=0):
             yield within[rows]
-
-
-def slices(schema: FeatureSchema, rows: Rows) -> list[Slice]:
-    """By country, tenure and recency, wherever the schema has them; a slice without rows is left out."""
-    found = []
-    categories = [feature.name for feature in schema.categorical]
-    if "country" in categories:
-        place = categories.index("country")
-        indices, vocabulary = rows.categorical[:, place], schema.categorical[place].vocabulary
-        common = [(i + 2, word) for i, word in enumerate(vocabulary) if (indices == i + 2).sum() >= LEAST_ROWS]
-        found += [Slice("country", word, np.flatnonzero(indices == index)) for index, word in common]
-        others = ~np.isin(indices, [index for index, _ in common])
-        found.append(Slice("country", "others", np.flatnonzero(others)))
-    numbers = [feature.name for feature in schema.numeric]
-    for name, ends in DAYS.items():
-        if name in numbers:
-            values = rows.numeric[:, numbers.index(name)]
-            bounds = [(-np.inf, ends[0]), *zip(ends, (*ends[1:], np.inf), strict=True)]
-            for low, high in bounds:
-                said = f"{max(low, 0):.0f} to {high:.0f} days" if high < np.inf else f"above {low:.0f} days"
-                found.append(Slice(name, said, np.flatnonzero((values > low) & (values <= high))))
-    return [part for part in found if len(part.rows)]

@@ -1,8 +1,9 @@
 """`make quality`: how good the network is on customers' future that it has not seen, beside what anybody would try
 first. From a file of events to tables for people and one JSON object, everything recomputed in the same run.
 
-Which rows do what, for test cutoffs t: the network and its rivals are fitted on the training cutoffs, stopped, chosen
-and calibrated on the validation cutoffs, whose labels end before the first t, and measured once at t.
+Which rows do what, for test cutoffs t: settings are chosen between training and validation cutoffs, whose labels end
+before the first t; then the network and its rivals are fitted to every label that is known at the first t, calibrated
+on the newest of those, and measured once at t.
 """
 
 import math
@@ -19,10 +20,11 @@ from feature_client.offline import aggregates, cutoffs, events, registry
 from feature_client.offline.workspace import Workspace
 from model_export.baselines import Forecast, best_feature, linear, trees
 from model_export.dataset import build
-from model_export.measure import Measure, Measured, keys, slices
+from model_export.measure import Measure, Measured, keys
 from model_export.pipeline import code_digest, one_thread
 from model_export.quality_tables import tables
 from model_export.rows import Dataset
+from model_export.slices import slices
 from model_export.train import EPOCHS, predict, predict_logs, train
 
 NETWORK, TREES, LINEAR, FEATURE = "network", "lightgbm", "logistic", "best_feature"
@@ -59,7 +61,7 @@ def prepare(workspace: Workspace, data: Path | None, test: Sequence[datetime] | 
         events.load_events(workspace, data)
     split = cutoffs.split(workspace.dataset(), test)
     registry.apply(workspace)
-    aggregates.build(workspace, [*split.train, *split.validation, *split.test])
+    aggregates.build(workspace, [*split.known, *split.validation, *split.test])
     return build(workspace, code_digest(), test)
 
 

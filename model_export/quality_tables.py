@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from feature_client.schema import FloatArray
-from model_export.measure import Measure, Measured, Slice, keys
+from model_export.measure import Measure, Measured, keys
 from model_export.resampling import Interval
 from model_export.rows import Dataset
+from model_export.slices import Slice
 
 WORDS = {
     "auc": "AUC",

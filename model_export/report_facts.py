@@ -5,7 +5,7 @@ bootstrap intervals by customer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from feature_client.contract import Contract, Task
 from feature_client.schema import FloatArray
 from model_export import bootstrap
-from model_export.baseline import YEAR_OF_SPEND
 from model_export.bootstrap import Draws, Figure, Interval
 from model_export.evaluate import calibration_bins
 from model_export.gates import calibration_error
 from model_export.holdout import Holdout
+from model_export.naive import YEAR_OF_SPEND
 from model_export.slices import Slice, slices
 
 Ints = npt.NDArray[np.int64]
@@ -126,11 +126,13 @@ class Facts:
     naive_gains: FloatArray | None
     metrics: Sequence[Metric]
     noise: float  # of the ECE, what may be chance; 0 of amounts
+    advantage: Interval | None  # in AUC over the baseline, under the same draws; None of amounts, or without a baseline
     slices: Sequence[SliceFacts]
 
 
 def rows_of(contract: Contract, holdout: Holdout, position: int) -> Rows:
     kept = holdout.eligible[:, position]
+    positions = np.cumsum(kept) - 1
     numeric = holdout.numeric[kept]
     columns = [feature.name for feature in contract.schema.numeric]
     feature = holdout.naive_features[position]
@@ -144,7 +146,7 @@ def rows_of(contract: Contract, holdout: Holdout, position: int) -> Rows:
         customers=holdout.customers[kept],
         cutoffs=holdout.cutoffs[kept],
         risked=None if risked is None else risked.astype(np.float64),
-        slices=slices(contract.schema, numeric, holdout.categorical[kept], holdout.cutoffs[kept]),
+        slices=[replace(one, rows=positions[one.rows[kept[one.rows]]]) for one in slices(contract.schema, holdout)],
     )
 
 
@@ -160,7 +162,8 @@ def facts_of(rows: Rows) -> Facts:
         naive_gains=None if rows.naive is None else _gains(rows.naive, rows.label),
         metrics=_metrics(rows),
         noise=calibration_error(rows.score, rows.label, rows.draws)[1] if rows.task.kind == "probability" else 0.0,
-        slices=[_slice(rows, one) for one in rows.slices],
+        advantage=_advantage(rows),
+        slices=[_slice(rows, one) for one in rows.slices if len(one.rows)],
     )
 
 
@@ -229,6 +232,13 @@ def _metrics(rows: Rows) -> list[Metric]:
         squares = bootstrap.mean((rows.score - rows.label) ** 2)
         found.append(Metric("brier", rows.draws.interval(squares), np.nan))
     return found
+
+
+def _advantage(rows: Rows) -> Interval | None:
+    if rows.naive is None or rows.task.kind == "amount":
+        return None
+    own, naive = (bootstrap.auc(score, rows.label) for score in (rows.score, rows.naive))
+    return rows.draws.interval(bootstrap.difference(own, naive))
 
 
 def _value(figure: Figure, rows: int) -> float:

@@ -15,8 +15,8 @@ from model_export.bootstrap import Interval
 from model_export.explain_figures import FAINT, INK, LOWERS, NEUTRAL, PLAIN, RAISES, STYLE, Floats
 from model_export.report_facts import Bin, SliceFacts
 
-WIDTH_IN = 5.6
-HEIGHT_IN = 3.9
+WIDTH_IN = 5.0
+HEIGHT_IN = 3.6
 OURS, SAID, NAIVE = LOWERS, RAISES, NEUTRAL
 """The model and what came; what was said; what takes no model. Told apart by shape and dashes as well."""
 
@@ -43,15 +43,15 @@ class Unit:
 def hundreds(shares: Sequence[float], titles: Sequence[str], outcome: str) -> Figure:
     """A hundred dots for each share, so many of them full."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 3.3), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, 3.0), layout="constrained")
         for axes, share, title, colour in zip(
             figure.subplots(1, len(shares)), shares, titles, (OURS, PLAIN), strict=False
         ):
             full = round(100 * share)
             places = np.arange(SIDE * SIDE)
             x, y = places % SIDE, places // SIDE
-            axes.scatter(x[full:], y[full:], s=62, color=FAINT, linewidths=0)
-            axes.scatter(x[:full], y[:full], s=62, color=colour, linewidths=0)
+            axes.scatter(x[full:], y[full:], s=52, color=FAINT, linewidths=0)
+            axes.scatter(x[:full], y[:full], s=52, color=colour, linewidths=0)
             axes.set_xlim(-0.8, SIDE - 0.2)
             axes.set_ylim(SIDE - 0.2, -0.8)
             axes.set_aspect("equal")
@@ -208,7 +208,7 @@ def curves(score: Floats, label: Floats) -> Figure:
     hits = np.cumsum(label[order])[ends]
     misses = ends + 1 - hits
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 3.1), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=PLAIN, linewidth=1.2, linestyle=":")
         left.plot([0, *misses / misses[-1]], [0, *hits / hits[-1]], color=OURS, linewidth=2)

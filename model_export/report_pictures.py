@@ -18,6 +18,8 @@ from model_export.report_words import Outcome, money, percent, quality
 DPI = 170
 """The pictures are small and are read on telephones."""
 
+SLICED_BY = {"probability": ("auc", "order right, of 100 pairs"), "amount": ("sum_ratio", "said, in % of what came")}
+
 
 def of_probability(facts: Facts, currency: str) -> list[Picture]:
     task, outcome, base = facts.rows.task, Outcome.of(facts.rows.task), facts.base
@@ -65,7 +67,7 @@ def of_probability(facts: Facts, currency: str) -> list[Picture]:
     ]
     if words.is_at_stake(facts):
         pictures.append(_risk(facts, task, currency))
-    return [*pictures, *_slices(facts, "order right, of 100 pairs", 100.0)]
+    return pictures
 
 
 def _risk(facts: Facts, task: Task, currency: str) -> Picture:
@@ -113,26 +115,27 @@ def of_amount(facts: Facts) -> list[Picture]:
             "Each step of the axes is ten times as much.",
             draw.amounts(facts.tenths, Unit(1.0, task.unit), task.unit),
         ),
-        *_slices(facts, "said, in % of what came", 100.0),
     ]
 
 
-def _slices(facts: Facts, axis: str, factor: float) -> list[Picture]:
+def of_slices(facts: Facts) -> list[Picture]:
+    """One, or none where the test can tell no kind of customers apart."""
     told = [one for one in facts.slices if one.quality is not None]
     if not told:
         return []
     task = facts.rows.task
-    whole = words.metric(facts, "auc" if task.kind == "probability" else "sum_ratio").own
+    metric, axis = SLICED_BY[task.kind]
+    whole = words.metric(facts, metric).own
     return [
         _picture(
             task,
             "slices",
             "For whom it is worse",
-            "Dots with lines. " + "; ".join(f"{one.title} {one.name}: {quality(one, factor)}" for one in told) + ".",
+            "Dots with lines. " + "; ".join(f"{one.title} {one.name}: {quality(one, 100.0)}" for one in told) + ".",
             "The same for kinds of customers. A line is where the dot could be with other customers; the dashed "
             "line and the band around it are all customers. Triangles are surely worse. Kinds of whom the test has "
             "too few are left out.",
-            draw.by_slice(facts.slices, whole, factor, axis, partial(words.is_worse, facts)),
+            draw.by_slice(facts.slices, whole, 100.0, axis, partial(words.is_worse, facts)),
         )
     ]
 

@@ -75,6 +75,7 @@ def section_of(contract: Contract, rows: Rows) -> Section:
     drivers = words.drivers(contract, task)
     if drivers:
         shown.append(pictures.of_drivers(task, drivers))
+    shown += pictures.of_slices(facts)
     return Section(
         task,
         question,

@@ -16,31 +16,35 @@ SILENT = {name for name, kind in KINDS.items() if kind == "silent"}
 @dataclass(frozen=True)
 class Outcome:
     """question: a heading. came: what customers did, as in "71 bought within 30 days"; short: the same in a word or
-    two. those: all who did."""
+    two. those: all who did. pair: one who did and one who did not."""
 
     question: str
     came: str
     short: str
     those: str
+    pair: str
 
     @classmethod
     def of(cls, task: Task) -> "Outcome":
         days = f"{task.horizon_days} days"
         match KINDS.get(task.name):
             case "bought":
-                return cls("Who will buy?", f"bought within {days}", "bought", "of all who bought")
+                pair = f"one who bought within {days} and one who did not"
+                return cls("Who will buy?", f"bought within {days}", "bought", "of all who bought", pair)
             case "silent":
-                return cls("Who will leave?", f"did not buy for {days}", "did not buy", "of all who left")
+                pair = f"one who did not buy for {days} and one who did"
+                return cls("Who will leave?", f"did not buy for {days}", "did not buy", "of all who left", pair)
             case "spent":
-                return cls("What are they worth?", f"spent within {days}", "spent", "of all that was spent")
-        return cls(f"{task.label}?", "it came true for", "came true", "of all for whom it came true")
+                return cls("What are they worth?", f"spent within {days}", "spent", "of all that was spent", "")
+        pair = "one for whom it came true and one for whom it did not"
+        return cls(f"{task.label}?", "turned out that way", "did", "of all for whom it came true", pair)
 
 
 def money(value: float, unit: str) -> str:
     """`GBP 1.23 million`, `GBP 45,200`."""
     for size, name in ((1e9, "billion"), (1e6, "million")):
         if abs(value) >= size:
-            return f"{unit} {value / size:.3g} {name}"
+            return f"{unit} {digits(value / size)} {name}"
     return f"{unit} {float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{unit} {digits(value)}"
 
 
@@ -65,7 +69,7 @@ def _of_probability(contract: Contract, facts: Facts) -> Iterator[str]:
     came, low, high, chance = (round(size * part) for part in (top.came.value, top.came.low, top.came.high, facts.base))
     yield (
         f"Of the {size} customers we rank highest, **{came} {outcome.came}**. "
-        f"Of {size} picked at random, {chance} would have."
+        f"Of {size} picked at random it would be {chance}."
     )
     yield (
         f"The test is of {rows.people:,} customers on {_dates(rows)}. "
@@ -73,12 +77,13 @@ def _of_probability(contract: Contract, facts: Facts) -> Iterator[str]:
     )
     yield (f"Turn to the highest fifth of the list alone, and you have **{percent(facts.gains[20])}** {outcome.those}.")
     auc = metric(facts, "auc")
-    naive = (
-        f", the best single fact ({_naive(contract, rows)}) in {100 * auc.naive:.0f}" if rows.naive is not None else ""
-    )
+    naive = ""
+    if facts.advantage is not None:
+        surely = "" if facts.advantage.low > 0 else ", which we are not surely better than"
+        naive = f", the best single fact ({_naive(contract, rows)}) in {100 * auc.naive:.0f}{surely}"
     yield (
-        f"Take two customers of whom one {outcome.came} and the other is not one of those. The list has them in the "
-        f"right order in **{100 * auc.own.value:.0f} of 100** such pairs; a coin would in 50{naive}."
+        f"Take two customers, {outcome.pair}. The list has them in the right order in **{100 * auc.own.value:.0f} of "
+        f"100** such pairs; a coin would in 50{naive}."
     )
     if is_at_stake(facts):
         spent = money(facts.tenths[0].risked, currency(contract))
@@ -124,10 +129,11 @@ def calibrated(facts: Facts) -> str:
         )
     error = metric(facts, "ece").own.value
     return (
-        f"To the highest tenth we gave {percent(highest.said)} on average, and it came true for "
-        f"{percent(highest.came.value)} of them; to the lowest {percent(lowest.said)}, and it came true for "
-        f"{percent(lowest.came.value)}. Over all groups, what we said and what came are **{100 * error:.1f} points** "
-        f"apart on average; up to {100 * facts.noise:.1f} would be no wonder by chance alone."
+        f"To all customers we gave {percent(float(facts.rows.score.mean()))} on average, and it came true for "
+        f"{percent(facts.base)} of them. To the highest tenth we gave {percent(highest.said)}, and it came true for "
+        f"{percent(highest.came.value)}; to the lowest {percent(lowest.said)}, and for {percent(lowest.came.value)}. "
+        f"Over all groups, what we said and what came are **{100 * error:.1f} points** apart on average; up to "
+        f"{100 * facts.noise:.1f} would be no wonder by chance alone."
     )
 
 

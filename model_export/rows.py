@@ -1,13 +1,19 @@
 """Training rows as arrays, and how features and labels become them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from feature_client.contract import Task, eligible_rows
-from feature_client.schema import FeatureBatch, FeatureSchema, FloatArray
+from feature_client.schema import DAY_S, FeatureBatch, FeatureSchema, FloatArray
+
+HALF_LIFE_DAYS = 180.0
+"""Of what a row counts: a season of a year ago still counts a quarter. docs/model-quality.md: what was tried."""
+
+CALIBRATING = 3
+"""Cutoffs that a model is calibrated on: the newest, because levels drift."""
 
 VOCABULARY_WORDS = 20
 VOCABULARY_MIN_SHARE = 0.002
@@ -28,6 +34,21 @@ class Rows:
     def __len__(self) -> int:
         return len(self.numeric)
 
+    def take(self, rows: npt.NDArray[np.bool_]) -> "Rows":
+        """rows: bool [rows]."""
+        return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def recency(self) -> npt.NDArray[np.float32]:
+        """Weights [rows] that halve every HALF_LIFE_DAYS into the past, of mean 1: customers and seasons drift."""
+        weights = 0.5 ** ((self.cutoffs.max() - self.cutoffs) / DAY_S / HALF_LIFE_DAYS)
+        return np.asarray(weights / weights.mean(), np.float32)
+
+    def newest(self, cutoffs: int) -> "Rows":
+        """The rows at the last cutoffs of each task, of those at which it is defined for anybody; eligible alike."""
+        starts = [np.unique(self.cutoffs[eligible])[-cutoffs:] for eligible in self.eligible.T]
+        eligible = self.eligible & np.stack([np.isin(self.cutoffs, some) for some in starts], axis=1)
+        return replace(self, eligible=eligible).take(np.asarray(eligible.any(axis=1)))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -40,6 +61,12 @@ class Dataset:
     test: Rows
     about: Mapping[str, str]  # for people: data, windows, cutoffs, rows
     digest: str
+    known: Rows | None = None  # of all cutoffs with a label known at the first test cutoff; there alone eligible
+
+    @property
+    def calibrating(self) -> Rows:
+        """What scores are made to meet: the newest rows whose labels are known before the first test cutoff."""
+        return self.validation if self.known is None else self.known.newest(CALIBRATING)
 
 
 def fit_vocabularies(schema: FeatureSchema, batch: FeatureBatch) -> FeatureSchema:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,8 @@ from feature_client.schema import FeatureSchema, FloatArray
 COUNTRY, TENURE, RECENCY = "country", "tenure_days", "days_since_purchase"
 """The features that slices are made by, where a schema has them."""
 
-WORDS = 4
-"""The most frequent words of a category are slices of their own."""
+WORDS, LEAST_ROWS = 4, 100
+"""The most frequent words of a category are slices of their own, where they have so many rows."""
 
 BANDS = {
     TENURE: (("less than 3 months", 0, 91), ("3 to 12 months", 91, 365), ("more than a year", 365, np.inf)),
@@ -24,23 +25,41 @@ BANDS = {
         ("longer ago", 180, np.inf),
     ),
 }
-TITLES = {COUNTRY: "Country", TENURE: "A customer for", RECENCY: "Last purchase"}
+DATE = "date"
+TITLES = {COUNTRY: "Country", TENURE: "A customer for", RECENCY: "Last purchase", DATE: "Test date"}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows of one kind. title: of what there are several kinds."""
+    """Rows of one kind, by their positions. by: a feature, or DATE."""
 
-    title: str
+    by: str
     name: str
     rows: npt.NDArray[np.int64]
 
+    @property
+    def title(self) -> str:
+        """`by`, for people."""
+        return TITLES[self.by]
 
-def slices(
-    schema: FeatureSchema, numeric: npt.NDArray[np.float32], categorical: npt.NDArray[np.int64], cutoffs: FloatArray
-) -> list[Slice]:
-    """By country, tenure, recency and test date; kinds that nobody is of are left out. numeric [rows, N], ..."""
-    found = [*_countries(schema, categorical), *_bands(schema, numeric), *_dates(cutoffs)]
+
+class Tested(Protocol):
+    """Rows of customers at cutoffs: of a dataset, or those that a run keeps."""
+
+    @property
+    def numeric(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def categorical(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def cutoffs(self) -> FloatArray: ...
+
+
+def slices(schema: FeatureSchema, rows: Tested) -> list[Slice]:
+    """By country, tenure and recency, wherever the schema has them, and by test date; a slice without rows is left
+    out."""
+    found = [*_countries(schema, rows.categorical), *_bands(schema, rows.numeric), *_dates(rows.cutoffs)]
     return [one for one in found if len(one.rows)]
 
 
@@ -49,10 +68,10 @@ def _countries(schema: FeatureSchema, categorical: npt.NDArray[np.int64]) -> Ite
         if feature.name == COUNTRY:
             indices = categorical[:, column]
             counts = np.bincount(indices, minlength=len(feature.vocabulary) + 2)[2:]
-            most = [place for place in np.argsort(-counts, kind="stable")[:WORDS] if counts[place]]
+            most = [place for place in np.argsort(-counts, kind="stable")[:WORDS] if counts[place] >= LEAST_ROWS]
             for place in most:
-                yield Slice(TITLES[COUNTRY], feature.vocabulary[place], np.flatnonzero(indices == place + 2))
-            yield Slice(TITLES[COUNTRY], "others, or not known", np.flatnonzero(~np.isin(indices, np.add(most, 2))))
+                yield Slice(COUNTRY, feature.vocabulary[place], np.flatnonzero(indices == place + 2))
+            yield Slice(COUNTRY, "others", np.flatnonzero(~np.isin(indices, np.add(most, 2))))
 
 
 def _bands(schema: FeatureSchema, numeric: npt.NDArray[np.float32]) -> Iterator[Slice]:
@@ -61,7 +80,7 @@ def _bands(schema: FeatureSchema, numeric: npt.NDArray[np.float32]) -> Iterator[
         if name in columns:
             values = numeric[:, columns.index(name)]
             for label, low, high in bands:
-                yield Slice(TITLES[name], label, np.flatnonzero((values >= low) & (values < high)))
+                yield Slice(name, label, np.flatnonzero((values >= low) & (values < high)))
 
 
 def _dates(cutoffs: FloatArray) -> Iterator[Slice]:
@@ -69,4 +88,4 @@ def _dates(cutoffs: FloatArray) -> Iterator[Slice]:
     if len(instants) > 1:
         for instant in instants:
             date = f"{datetime.fromtimestamp(float(instant), UTC):%Y-%m-%d}"
-            yield Slice("Test date", date, np.flatnonzero(cutoffs == instant))
+            yield Slice(DATE, date, np.flatnonzero(cutoffs == instant))

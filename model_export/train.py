@@ -1,4 +1,8 @@
-"""Fits the network on the training rows, stops on the validation rows, and calibrates on them."""
+"""Fits the network, and calibrates it on the newest rows whose labels are known before the test cutoffs.
+
+Where a data set says what is known then (`Dataset.known`), the network is fitted on all of it, the newest rows counting
+most, for a fixed number of epochs; else on the training rows, until the validation rows get no better.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -18,7 +22,7 @@ from model_export.network import Network
 from model_export.rows import Dataset, Rows
 from model_export.scorer import Calibrated, Scorer
 
-EPOCHS = 12
+EPOCHS = 10
 PATIENCE = 4
 """Epochs without a better validation loss before training stops."""
 
@@ -41,28 +45,36 @@ class Tensors:
     numeric: Tensor
     categorical: Tensor
     labels: Tensor
-    eligible: Tensor
+    weights: Tensor  # [rows, T]: what a row counts; 0 where a task is not defined
 
     @classmethod
-    def of(cls, rows: Rows) -> "Tensors":
-        return cls(*(torch.from_numpy(a) for a in (rows.numeric, rows.categorical, rows.labels, rows.eligible)))
+    def of(cls, rows: Rows, recency: npt.NDArray[np.float32] | None = None) -> "Tensors":
+        """recency [rows]: by default every row counts alike."""
+        weights = rows.eligible.astype(np.float32)
+        if recency is not None:
+            weights *= recency[:, None]
+        return cls(*(torch.from_numpy(a) for a in (rows.numeric, rows.categorical, rows.labels, weights)))
 
     def take(self, rows: Tensor | slice) -> "Tensors":
-        return Tensors(self.numeric[rows], self.categorical[rows], self.labels[rows], self.eligible[rows])
+        return Tensors(self.numeric[rows], self.categorical[rows], self.labels[rows], self.weights[rows])
 
     def __len__(self) -> int:
         return len(self.numeric)
 
 
 def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
-    """The network with the lowest validation loss, calibrated. Deterministic for a seed, a machine and its threads."""
+    """The network, calibrated. Deterministic for a seed, a machine and its threads. Raises TrainingError."""
+    rows = dataset.train if dataset.known is None else dataset.known
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(dataset.schema, dataset.tasks)
-        network.fit_inputs(dataset.train.numeric, dataset.train.labels)
-        _descend(network, Tensors.of(dataset.train), Tensors.of(dataset.validation), epochs)
-    network.inputs.fit_unseen(dataset.train.categorical)
-    calibrate(network, dataset.validation)
+        network.fit_inputs(rows.numeric, rows.labels)
+        if dataset.known is None:
+            _descend(network, Tensors.of(rows), Tensors.of(dataset.validation), epochs)
+        else:
+            _descend(network, Tensors.of(rows, rows.recency()), None, epochs)
+    network.inputs.fit_unseen(rows.categorical)
+    calibrate(network, dataset.calibrating)
     return network.eval()
 
 
@@ -101,7 +113,7 @@ def loss_by_task(network: Network, data: Tensors) -> Tensor:
     """
     losses = []
     for task, raw in enumerate(network.raw(network.inputs.lift(data.numeric, data.categorical))):
-        label, weight = data.labels[:, task], data.eligible[:, task].float()
+        label, weight = data.labels[:, task], data.weights[:, task]
         if network.kinds[task] == "probability":
             loss = binary_cross_entropy_with_logits(raw[:, 0], label, reduction="none")
         else:
@@ -110,7 +122,7 @@ def loss_by_task(network: Network, data: Tensors) -> Tensor:
             log_label = torch.log(torch.where(label > 0, label, 1.0))
             density = ((log_label - mu) / sigma) ** 2 / 2 + torch.log(sigma)
             loss = binary_cross_entropy_with_logits(logit, spent, reduction="none") + spent * density
-        losses.append((loss * weight).sum() / weight.sum().clamp(min=1.0))
+        losses.append((loss * weight).sum() / weight.sum().clamp(min=1e-3))
     return torch.stack(losses)
 
 
@@ -130,7 +142,8 @@ def calibrate(network: Calibrated, rows: Rows) -> None:
             network.slope[task], network.shift[task] = platt(logits, label)
 
 
-def _descend(network: Network, train: Tensors, validation: Tensors, epochs: int) -> None:
+def _descend(network: Network, train: Tensors, validation: Tensors | None, epochs: int) -> None:
+    """validation: chooses the epoch; without it the last is taken, which the falling learning rate has made calm."""
     batch = min(max(len(train) // 64, MIN_BATCH), MAX_BATCH)
     steps = -(-len(train) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -146,23 +159,27 @@ def _descend(network: Network, train: Tensors, validation: Tensors, epochs: int)
                 optimizer.step()
                 schedule.step()
                 progress.update()
-            loss = _validation_loss(network, validation)
+            if validation is None:
+                continue
+            loss = _mean_loss(network, validation)
             progress.set_postfix(validation=f"{loss:.4f}")
             since = 0 if loss < best else since + 1
             if since == 0:
                 best, best_state = loss, copy.deepcopy(network.state_dict())
             if since >= PATIENCE:
                 break
+    if validation is None:
+        best, best_state = _mean_loss(network, train), network.state_dict()
     if not best < float("inf"):
         raise TrainingError("training never reached a finite loss: look for labels or features that are not finite")
     network.load_state_dict(best_state)
 
 
-def _validation_loss(network: Network, validation: Tensors) -> float:
+def _mean_loss(network: Network, data: Tensors) -> float:
     network.eval()
     with torch.no_grad():
-        losses = torch.stack([loss_by_task(network, part) * len(part) for part in _chunks(validation)])
-    return float(losses.sum()) / len(validation)
+        losses = torch.stack([loss_by_task(network, part) * len(part) for part in _chunks(data)])
+    return float(losses.sum()) / len(data)
 
 
 def _raw(network: Calibrated, data: Tensors) -> list[list[Tensor]]:

@@ -19,6 +19,7 @@ from feature_client.errors import RapportError
 from feature_client.offline.cutoffs import default_cutoffs
 from feature_client.offline.events import scratch
 from feature_client.offline.learners import learners
+from feature_client.offline.spans import spans
 from feature_client.offline.views import VIEWS, Past
 from feature_client.offline.workspace import Workspace
 from feature_client.schema import FeatureSchema
@@ -64,15 +65,15 @@ def build(
     writers: dict[str, pq.ParquetWriter] = {}
     rows = 0
     with scratch(workspace) as (connection, _):
-        events = connection.create_table("events", connection.read_parquet(workspace.events))
-        learning = learners(events)
-        if learning is not events:
-            learning = connection.create_table("learning", learning)
-        since = first_events(events)
+        events = connection.read_parquet(workspace.events)
+        since, learning = first_events(events), learners(events)
+        learned = connection.create_table("learned", learning)
+        everybody = [learned] if learning is events else list(spans(events))
+        parts = [(cutoff, part) for cutoff in cutoffs for part in ([learned] if cutoff < dataset.as_of else everybody)]
         try:
-            for cutoff in tqdm(cutoffs, desc="features", unit=" cutoffs", disable=not progress):
-                learned = learning if cutoff < dataset.as_of else events
-                for view, table in views_at(connection, learned, since, declared, cutoff, created):
+            for cutoff, part in tqdm(parts, desc="features", unit=" parts", disable=not progress):
+                own = part if part is learned else _computed(connection, "span", part)
+                for view, table in views_at(connection, own, since, declared, cutoff, created):
                     batches = table.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
                     writer = writers.get(view) or writers.setdefault(view, _writer(unfinished[view], batches.schema))
                     written = 0

@@ -113,7 +113,6 @@ def load(
     # The store is asked first: it is sooner done than the selection.
     with _writer(workspace) as writer, scratch(workspace) as (backend, _), _readable():
         connection = backend.con
-        connection.execute("SET preserve_insertion_order = false")  # it would be kept in memory
         connection.execute("SET TimeZone = 'UTC'")
         selected = {view.name: _select(connection, view, as_of) for view in views}
         if empty := [name for name, rows in selected.items() if not rows]:

@@ -12,7 +12,7 @@ from feature_client.errors import RapportError
 from feature_client.offline.workspace import DataSet
 
 STEP = timedelta(days=14)
-LONGEST_LABEL = timedelta(days=90)
+SHORTEST_LABEL, LONGEST_LABEL = timedelta(days=30), timedelta(days=90)
 GAP = timedelta(days=91)
 """Between the parts, and before `as_of`: the longest label, rounded up to whole weeks."""
 
@@ -29,11 +29,16 @@ class CutoffError(RapportError):
 
 @dataclass(frozen=True)
 class Split:
-    """Cutoffs of each part, ascending. The labels of one part end before the next begins."""
+    """Cutoffs of each part, ascending. The labels of one part end before the next begins.
+
+    known: every cutoff from the first training one on, a STEP apart, of which some label is known at the first test
+    cutoff; what a model is fitted on in the end, once validation has chosen how.
+    """
 
     train: list[datetime]
     validation: list[datetime]
     test: list[datetime]
+    known: list[datetime]
 
 
 def split(dataset: DataSet, test: Sequence[datetime] | None = None) -> Split:
@@ -55,14 +60,17 @@ def split(dataset: DataSet, test: Sequence[datetime] | None = None) -> Split:
             f"{dataset.name} begins on {dataset.first_event:%Y-%m-%d} and ends on {dataset.as_of:%Y-%m-%d}: "
             f"training, validation and test need {missing} more days"
         )
-    train = [first + number * STEP for number in range((last - first) // STEP + 1)]
-    return Split(train, validation, test)
+    train, known = (
+        [first + number * STEP for number in range((end - first) // STEP + 1)]
+        for end in (last, test[0] - SHORTEST_LABEL)
+    )
+    return Split(train, validation, test, known)
 
 
 def default_cutoffs(dataset: DataSet) -> list[datetime]:
     """Every cutoff of the split, and `as_of`, whose rows are served."""
     parts = split(dataset)
-    return sorted({*parts.train, *parts.validation, *parts.test, dataset.as_of})
+    return sorted({*parts.train, *parts.validation, *parts.test, *parts.known, dataset.as_of})
 
 
 def parse(text: str) -> list[datetime]:

@@ -5,7 +5,7 @@ All work is done by DuckDB from file to file, so a data set may be larger than m
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -93,7 +93,7 @@ def load_events(
             raw = connection.read_parquet([str(file) for file in files])
         with _translated(path):
             source = retail.source(raw) if retail.recognises(raw) else own_source(path.stem, raw, currency)
-            return take_over(workspace, connection, source, as_of, progress=progress)
+            return take_over(workspace, connection, directory, source, as_of, progress=progress)
 
 
 def own_source(name: str, raw: ir.Table, currency: str) -> Source:
@@ -145,7 +145,12 @@ def scratch(workspace: Workspace) -> Iterator[tuple[ibis.BaseBackend, Path]]:
     workspace.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=workspace.root) as name:
         directory = Path(name)
-        connection = ibis.duckdb.connect(directory / "scratch.duckdb", temp_directory=name, memory_limit=MEMORY)
+        connection = ibis.duckdb.connect(
+            directory / "scratch.duckdb",
+            temp_directory=name,
+            memory_limit=MEMORY,
+            preserve_insertion_order=False,  # it would be kept in memory; whoever needs an order says so
+        )
         try:
             yield connection, directory
         finally:
@@ -162,6 +167,7 @@ def write_sorted(connection: ibis.BaseBackend, table: ir.Table, path: Path) -> N
 def take_over(
     workspace: Workspace,
     connection: ibis.BaseBackend,
+    directory: Path,
     source: Source,
     as_of: datetime | None,
     *,
@@ -169,7 +175,7 @@ def take_over(
 ) -> DataSet:
     """Splits the rows of a source into events.parquet and rejected.parquet, and describes them in dataset.json.
 
-    Raises EventsError where there is no purchase; what was there before then stays.
+    connection, directory: of `scratch`. Raises EventsError where there is no purchase; what was there then stays.
     """
     reasons = list(source.reasons)
     if as_of is not None:
@@ -177,11 +183,10 @@ def take_over(
     else:
         # The last event decides as_of: one with a mistyped year would move everybody's features there.
         reasons.append(("in the future", source.ts > ibis.literal(datetime.now(UTC), type=EVENT_SCHEMA["ts"])))
-    copies = ibis.row_number().over(ibis.window(group_by=source.raw.columns))
-    reasons.append(("duplicate", copies > 0))
     cases = [(condition, ibis.literal(reason)) for reason, condition in reasons]
+    columns = tuple(source.raw.columns)
     with tqdm(total=3, desc="checking", unit=" steps", disable=not progress) as bar:
-        checked = connection.create_table("checked", source.raw.mutate(reason=ibis.cases(*cases)))
+        checked = _without_duplicates(connection, source.raw.mutate(reason=ibis.cases(*cases)), columns, directory)
         events = _with_orders(source.to_events(checked.filter(checked.reason.isnull()))).cast(EVENT_SCHEMA)
         rejected = checked.filter(checked.reason.notnull())
 
@@ -223,6 +228,38 @@ def take_over(
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_duplicates(
+    connection: ibis.BaseBackend, table: ir.Table, columns: Sequence[str], directory: Path
+) -> ir.Table:
+    """The same rows, but all but one of those that agree in `columns` have the reason "duplicate", if no other.
+
+    Sorted, and each row compared with the one before it: grouping, and windows with partitions, would need memory for
+    all rows at once, whatever DuckDB's limit is.
+    """
+    ordered, checked = directory / "ordered.parquet", directory / "checked.parquet"
+    write_sorted(connection, table, ordered)
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
+    connection.raw_sql("SET preserve_insertion_order = true")
+    connection.raw_sql(
+        f"""
+        COPY (
+            SELECT * REPLACE (
+                CASE WHEN reason IS NULL AND lag(row({names})) OVER () IS NOT DISTINCT FROM row({names})
+                THEN 'duplicate' ELSE reason END AS reason
+            )
+            FROM read_parquet('{_quoted(ordered)}')
+        ) TO '{_quoted(checked)}' (FORMAT parquet)
+        """  # noqa: S608  (our own paths, and quoted names)
+    )
+    connection.raw_sql("SET preserve_insertion_order = false")
+    ordered.unlink()
+    return connection.read_parquet(checked)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
 
 
 def _with_orders(events: ir.Table) -> ir.Table:

@@ -125,7 +125,7 @@ def generate(
                 writer.write_table(_events(rng, behaviour, first, anchor, catalogue))
                 bar.update(size)
         source = own_source("generated", connection.read_parquet(path), CURRENCY)
-        dataset = take_over(workspace, connection, source, anchor, progress=progress)
+        dataset = take_over(workspace, connection, directory, source, anchor, progress=progress)
     truth = Truth(ABOUT_EFFECTS, customers, seed, anchor, effects)
     workspace.truth.write_bytes(msgspec.json.format(msgspec.json.encode(truth), indent=1))
     return dataset

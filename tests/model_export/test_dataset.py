@@ -16,11 +16,12 @@ from feature_client.offline.aggregates import read_schema
 from feature_client.offline.cutoffs import split
 from feature_client.offline.learners import learners
 from feature_client.offline.parity import LeakError, SkewError
+from feature_client.offline.spans import spans
 from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
 from model_export import dataset
 from model_export.dataset import DatasetError, build
-from model_export.rows import Dataset, Rows
+from model_export.rows import HALF_LIFE_DAYS, Dataset, Rows
 from tests.feature_client.offline.planted import peeking, shifted
 
 DAY_S = 86_400
@@ -82,6 +83,7 @@ def test_of_a_large_data_set_a_sample_is_trained_on_and_everybody_is_served(
     """What is said of those who are in the sample is what is said of them where there is none."""
     for module in (aggregates, dataset):
         monkeypatch.setattr(module, "learners", partial(learners, at_most=80))
+    monkeypatch.setattr(aggregates, "spans", partial(spans, size=70))
     large = Workspace(tmp_path / "large")
     generator.generate(large, customers=200, seed=5, progress=False)
     registry.apply(large)
@@ -103,6 +105,38 @@ def test_of_a_large_data_set_a_sample_is_trained_on_and_everybody_is_served(
         for rows in (pd.read_parquet(place.features / "lifetime.parquet") for place in (workspace, large))
     )
     pd.testing.assert_frame_equal(served, still_served)
+
+
+def test_of_what_is_known_no_label_ends_after_the_first_test_cutoff(built: Dataset) -> None:
+    known, first = built.known, built.test.cutoffs.min()
+    assert known is not None
+    for position, task in enumerate(built.tasks):
+        late = known.cutoffs + task.horizon_days * DAY_S > first
+        assert late.any() == (task.horizon_days == 90)
+        assert not known.eligible[late, position].any()
+        assert not known.labels[late, position].any()
+    # What is known includes what was trained on, label for label.
+    shared = np.isin(known.cutoffs, built.train.cutoffs)
+    np.testing.assert_array_equal(known.labels[shared], built.train.labels)
+    np.testing.assert_array_equal(known.numeric[shared], built.train.numeric)
+
+
+def test_the_newest_rows_are_those_of_the_last_cutoffs_of_each_task(built: Dataset) -> None:
+    known = built.known
+    assert known is not None
+    newest = known.newest(3)
+    for position in range(len(built.tasks)):
+        last = np.unique(known.cutoffs[known.eligible[:, position]])[-3:]
+        assert np.unique(newest.cutoffs[newest.eligible[:, position]]).tolist() == last.tolist()
+        assert newest.eligible[:, position].sum() == (known.eligible[:, position] & np.isin(known.cutoffs, last)).sum()
+
+
+def test_a_row_counts_half_as_much_a_half_life_earlier(built: Dataset) -> None:
+    weights = built.test.recency()
+    old, new = (weights[built.test.cutoffs == cutoff] for cutoff in np.unique(built.test.cutoffs))
+    days = (built.test.cutoffs.max() - built.test.cutoffs.min()) / DAY_S
+    assert old[0] / new[0] == pytest.approx(0.5 ** (days / HALF_LIFE_DAYS))
+    assert weights.mean() == pytest.approx(1.0)
 
 
 def test_vocabularies_come_from_training_rows(built: Dataset) -> None:

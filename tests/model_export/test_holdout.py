@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from model_export import holdout
-from model_export.baseline import baselines
 from model_export.holdout import Holdout, hold_out
+from model_export.naive import baselines
 from model_export.pipeline import Run
 from model_export.rows import Dataset
 

@@ -12,11 +12,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model_export.baselines import Forecast, best_feature, linear
 from model_export.evaluate import amount_quality, area_under_curve, probability_quality
-from model_export.measure import Measure, keys, slices
+from model_export.measure import Measure, keys
 from model_export.network import Network
 from model_export.quality import Quality, measure
 from model_export.resampling import Interval, draws
 from model_export.rows import Dataset
+from model_export.slices import slices
 from model_export.train import predict_logs
 
 PROBABILITY = {"auc", "ap", "ece"}
@@ -25,8 +26,9 @@ AMOUNT = {"rmse_log", "spearman", "rmse_capped", "sum_ratio"}
 
 @pytest.fixture(scope="module")
 def small(dataset: Dataset) -> Dataset:
-    """Training rows fewer, so that it is quick."""
-    return replace(dataset, train=dataset.validation, validation=dataset.test, test=dataset.validation)
+    """Training rows fewer, so that it is quick; validation rows are known in the end, too."""
+    known = dataset.validation
+    return replace(dataset, train=known, validation=dataset.test, test=known, known=known)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from model_export.page import Report
 from model_export.pipeline import Run, write_run
 from model_export.report import make_report
 from model_export.report_facts import TENTHS, Rows, facts_of, rows_of, wilson
-from model_export.report_words import money, percent
+from model_export.report_words import money, percent, sentences
 from service import cli
 
 HOSTILE = '<script>alert("x")</script> & \'**bold'
@@ -137,12 +137,25 @@ def test_the_hundred_ranked_highest_are_counted(page: ET.Element, run: Run) -> N
 
         said = section(page, run.contract.tasks[position].name)
         assert (
-            f"Of the 100 customers we rank highest, {first} {words} . Of 100 picked at random, {chance} would" in said
+            f"Of the 100 customers we rank highest, {first} {words} . Of 100 picked at random it would be {chance}."
+            in said
         )
         assert f"it might have been {round(100 * wanted.low)} to {round(100 * wanted.high)} of 100" in said
         reached = labels[: len(labels) // 5].sum() / labels.sum()
         assert re.search(r"highest fifth of the list alone, and you have (\d+) %", said)[1] == f"{100 * reached:.0f}"  # type: ignore[index]
         assert f"in {100 * roc_auc_score(labels, scores):.0f} of 100 such pairs" in said
+        assert "not surely better" not in said
+
+
+def test_what_is_no_advantage_is_said_to_be_none(run: Run) -> None:
+    """Against a single fact that says the very same."""
+    same = replace(run.holdout, naive=run.holdout.scores)
+
+    facts = facts_of(rows_of(run.contract, same, 0))
+
+    assert facts.advantage is not None
+    assert (facts.advantage.low, facts.advantage.high) == (0.0, 0.0)
+    assert any("which we are not surely better than" in sentence for sentence in sentences(run.contract, facts))
 
 
 def test_the_worth_is_what_was_said_and_what_came(page: ET.Element, run: Run) -> None:

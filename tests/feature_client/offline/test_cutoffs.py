@@ -22,6 +22,7 @@ def test_the_real_data_is_split_as_its_figures_were_measured() -> None:
     assert (days(parts.train)[0], days(parts.train)[-1], len(parts.train)) == ("2010-03-04", "2010-10-14", 17)
     assert days(parts.validation) == ["2011-01-20", "2011-02-03", "2011-02-17"]
     assert days(parts.test) == ["2011-05-19", "2011-06-02"]
+    assert (days(parts.known)[-1], len(parts.known)) == ("2011-04-14", 30)
 
 
 @pytest.mark.parametrize("as_of", ["2026-01-01T00:00:00", "2025-12-09T00:00:00", "2026-03-03T17:30:00"])
@@ -34,7 +35,9 @@ def test_labels_of_one_part_end_before_the_next_begins(as_of: str) -> None:
     assert max(parts.test) + label <= data.as_of
     assert min(parts.train) >= data.first_event + timedelta(days=89)
     assert len(parts.train) >= 20
-    assert default_cutoffs(data) == [*parts.train, *parts.validation, *parts.test, data.as_of]
+    assert set(parts.train) <= set(parts.known)
+    assert parts.known[-1] + timedelta(days=30) <= min(parts.test) < parts.known[-1] + timedelta(days=44)
+    assert set(default_cutoffs(data)) == {*parts.known, *parts.validation, *parts.test, data.as_of}
     assert {cutoff.weekday() for cutoff in default_cutoffs(data)} == {data.as_of.weekday()}
 
 

@@ -1,4 +1,4 @@
-"""Whose past is trained on."""
+"""Whose past is trained on, and whose features are computed at once."""
 
 from datetime import UTC, datetime
 
@@ -7,6 +7,7 @@ import ibis.expr.types as ir
 import pytest
 
 from feature_client.offline.learners import learners
+from feature_client.offline.spans import spans
 
 
 def events_of(customers: int) -> ir.Table:
@@ -39,3 +40,15 @@ def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
     events = events_of(1_000)
     few, many = chosen(events, 100), chosen(events, 300)
     assert few < many
+
+
+def test_spans_hold_every_event_once_and_all_those_of_a_customer() -> None:
+    parts = [part.customer_id.to_pyarrow().to_pylist() for part in spans(events_of(25), size=10)]
+    assert [len(set(part)) for part in parts] == [10, 10, 5]
+    assert sorted(customer for part in parts for customer in part) == events_of(25).customer_id.to_pyarrow().to_pylist()
+    assert max(parts[0]) < min(parts[1]) <= max(parts[1]) < min(parts[2])
+
+
+def test_a_few_customers_are_one_span() -> None:
+    events = events_of(10)
+    assert list(spans(events, size=10)) == [events]
