@@ -40,23 +40,22 @@ class Classical(nn.Module):
     shift: Tensor  # [T] calibration: of the logit of a probability, of the log of an amount
     log_ceiling: Tensor  # [T] no amount is predicted above exp(ceiling)
 
-    def __init__(self, schema: FeatureSchema, tasks: Sequence[Task], converted: Tensor, *, smooth: bool) -> None:
+    def __init__(self, columns: Columns, tasks: Sequence[Task], converted: Tensor) -> None:
         super().__init__()
         self.kinds = [task.kind for task in tasks]
-        self.inputs = Columns(schema, smooth=smooth)
+        self.inputs = columns
         self.register_buffer(CONVERTED, converted)
-        self.register_buffer("smooth", torch.tensor(smooth))
+        self.register_buffer("smooth", torch.tensor(columns.smooth))
         for name, value in (("slope", 1.0), ("shift", 0.0), ("log_ceiling", 20.0)):
             self.register_buffer(name, torch.full((len(tasks),), value))
 
     @classmethod
     def of(
-        cls, schema: FeatureSchema, tasks: Sequence[Task], model: onnx.ModelProto, labels: npt.NDArray[np.float32],
-        *, smooth: bool
-    ) -> "Classical":  # fmt: skip
+        cls, columns: Columns, tasks: Sequence[Task], model: onnx.ModelProto, labels: npt.NDArray[np.float32]
+    ) -> "Classical":
         """model: as `convert` makes them, one column a task. labels [rows, T]: of the training rows."""
         file = torch.from_numpy(np.frombuffer(model.SerializeToString(), dtype=np.uint8).copy())
-        scorer = cls(schema, tasks, file, smooth=smooth)
+        scorer = cls(columns, tasks, file)
         for task, kind in enumerate(scorer.kinds):
             positive = labels[labels[:, task] > 0, task]
             if kind == "amount" and len(positive):
@@ -66,7 +65,7 @@ class Classical(nn.Module):
     @classmethod
     def from_state(cls, schema: FeatureSchema, tasks: Sequence[Task], state: Mapping[str, Tensor]) -> "Classical":
         """state: of `state_dict`. Raises KeyError, RuntimeError where it is of another model."""
-        scorer = cls(schema, tasks, state[CONVERTED], smooth=bool(state["smooth"]))
+        scorer = cls(Columns(schema, smooth=bool(state["smooth"])), tasks, state[CONVERTED])
         scorer.load_state_dict(dict(state))
         return scorer.eval()
 

@@ -16,6 +16,9 @@ from feature_client.schema import FeatureSchema
 from model_export.boosted import ratio_columns
 from model_export.inputs import signed_log
 
+LOG_LIMIT = 100.0
+"""Beyond the logarithm of any float32."""
+
 
 class Columns(nn.Module):
     """`lift` works on one feature at a time, `widen` forms the ratios (as in `Inputs`, which is the network's).
@@ -24,7 +27,8 @@ class Columns(nn.Module):
     indices of categories [K]. No lifted column is NaN: rows of explanations are compared and averaged.
 
     Widened, for trees: the columns of `boosted.matrix`, bit for bit. `smooth`: signed logarithms of all numbers but
-    the calendar's, whether they are missing, signed logarithms of ratios, indices of categories; never NaN.
+    the calendar's, whether they are missing, signed logarithms of ratios, indices of categories; never NaN, and all
+    numbers within what `fit` saw, so that no input, however absurd, takes a linear model where it was not fitted.
     """
 
     defaults: Tensor  # [N]; 0 for a feature that has none
@@ -33,6 +37,8 @@ class Columns(nn.Module):
     offsets: Tensor  # [R]
     numerator_at: Tensor  # int64 [R]
     denominator_at: Tensor  # int64 [R]
+    low: Tensor  # [numbers], where `smooth`
+    high: Tensor  # [numbers], where `smooth`
 
     def __init__(self, schema: FeatureSchema, *, smooth: bool) -> None:
         super().__init__()
@@ -61,6 +67,16 @@ class Columns(nn.Module):
             ("denominator_at", [ratio.denominator for ratio in ratios]),
         ):
             self.register_buffer(name, torch.tensor([names.index(source) for source in sources], dtype=torch.int64))
+        if smooth:
+            self.register_buffer("low", torch.full((self.numbers,), -LOG_LIMIT))
+            self.register_buffer("high", torch.full((self.numbers,), LOG_LIMIT))
+
+    def fit(self, numeric: npt.NDArray[np.float32], categorical: npt.NDArray[np.int64]) -> None:
+        """The range of each widened number, where `smooth`. Training rows: numeric [rows, N], categorical [rows, K]."""
+        if self.smooth:
+            seen = self.of(numeric, categorical)[:, : self.numbers]
+            self.low.copy_(torch.from_numpy(seen.min(axis=0)))
+            self.high.copy_(torch.from_numpy(seen.max(axis=0)))
 
     def lift(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """numeric [rows, N] float32, categorical [rows, K] int64 -> [rows, L]."""
@@ -76,7 +92,8 @@ class Columns(nn.Module):
             numbers = numbers + torch.sqrt(-(missing > 0.5).to(numbers.dtype))
             return torch.cat([numbers, self._ratios(numbers), categories], dim=-1)
         curved = torch.where(self.logged, signed_log(numbers), numbers)
-        return torch.cat([curved, missing, signed_log(self._ratios(numbers)), categories], dim=-1)
+        known = torch.cat([curved, missing, signed_log(self._ratios(numbers))], dim=-1)
+        return torch.cat([torch.minimum(torch.maximum(known, self.low), self.high), categories], dim=-1)
 
     def of(self, numeric: npt.NDArray[np.float32], categorical: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows of raw inputs -> [rows, width]: what a model is fitted to."""

@@ -28,12 +28,13 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
         return train(dataset, seed=seed, epochs=epochs)
     schema, tasks, smooth = dataset.schema, dataset.tasks, estimator == "logistic"
     columns = Columns(schema, smooth=smooth)
+    columns.fit(dataset.train.numeric, dataset.train.categorical)
     if estimator == "lightgbm":
         found = boosted.fit(dataset, seed=seed)
         model = from_boosters([found[task.name].score for task in tasks])
     else:
         model = from_sklearn(linear.fit(dataset, columns), columns.width)
-    classical = Classical.of(schema, tasks, model, dataset.train.labels, smooth=smooth)
+    classical = Classical.of(columns, tasks, model, dataset.train.labels)
     calibrate(classical, dataset.calibrating)
     return classical
 
