@@ -40,6 +40,10 @@ from service.work import AboutEntities, Work, overrides_of, work_of
 encode = msgspec.json.Encoder().encode
 Explanations = dict[str, TaskExplanation | None]
 
+LATELY_S = 0.005
+"""After a prediction others are expected for so long: batches end together, and in the gap between two of them a long
+piece of work would be begun just when the next ones arrive."""
+
 Done = Callable[[PredictResponse | Exception], None]
 
 
@@ -85,7 +89,8 @@ class Predictor:
         self.metrics = metrics
         self.shadows = shadows
         self.queues = Queues(releases, limits, self._scoring)
-        self.turns = Turns(is_busy=lambda: admission.rows["predict"] > 0)
+        self.turns = Turns(self._is_predicting)
+        self._predicted_at = 0.0  # monotonic: when a prediction was last admitted
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
@@ -231,9 +236,14 @@ class Predictor:
         else:
             self.admission.enter("explain", weight, arms[0].loaded.paces[EXPLAINERS[0]].row_s, asker.deadline)
         admitted = time.monotonic()
+        if wanted is None:
+            self._predicted_at = admitted
         asker.stages["admit"] = admitted - asker.since
         asker.since = admitted
         return places
+
+    def _is_predicting(self) -> bool:
+        return self.admission.rows["predict"] > 0 or time.monotonic() - self._predicted_at < LATELY_S
 
     def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:
         scorer = Scorer(loaded, explainer, self.reader, self.backend, self.clock, self.metrics, self.shadows)

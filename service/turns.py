@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 from service.asker import Asker
 from service.errors import DeadlineExceeded
 
-SHARE = 0.1
-"""Of the event loop's time that such work gets while there is always somebody who goes first: predictions that arrive
-meanwhile wait, and near the capacity of a core a little more work makes them wait much longer."""
+SHARE = 0.03
+"""Of the event loop's time that such work gets while there is always somebody who goes first. What it does elsewhere
+comes on top: its graphs, and its answers on their way out."""
 
 LONGEST_REST_S = 0.05
 """However much was done before, the next piece waits no longer than that."""

@@ -101,7 +101,7 @@ def test_pieces_wait_for_predictions_but_not_for_ever() -> None:
 
 def test_the_loops_time_is_shared_out_while_predictions_are_under_way() -> None:
     """By the clock of the thread: what the machine does meanwhile counts for nothing."""
-    piece_s, pieces = 0.002, 10
+    piece_s, pieces = 0.001, 10
 
     async def scenario() -> float:
         turns = Turns(lambda: True)
