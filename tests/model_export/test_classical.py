@@ -15,7 +15,7 @@ import torch
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.golden import SPLIT_UP
 from feature_client.release import Release, graph_file
-from feature_client.schema import DAY_S
+from feature_client.schema import DAY_S, FloatArray
 from model_export import boosted, graph_costs, kinds, linear
 from model_export.card import MADE_BY, card
 from model_export.classical import Classical
@@ -101,7 +101,7 @@ def test_they_learn_the_planted_effects_and_the_same_ones_again(
 def test_linear_models_are_fitted_in_the_end_to_what_is_known_newer_rows_counting_more(small: Dataset) -> None:
     """Where what is known says otherwise than the training rows did, and the more the newer it is."""
 
-    def level(cutoffs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def level(cutoffs: FloatArray) -> FloatArray:
         labels = np.zeros_like(small.train.labels)
         old = cutoffs < np.median(cutoffs)
         labels[old] = [1, 1, 100.0]
@@ -113,7 +113,7 @@ def test_linear_models_are_fitted_in_the_end_to_what_is_known_newer_rows_countin
         odds = found[0].decision_function(x).mean()
         return np.array([odds, found[2].predict(x).mean()])
 
-    half = np.arange(len(small.train)) % 2 * float(DAY_S)
+    half = np.asarray(np.arange(len(small.train)) % 2 * DAY_S, np.float64)
     near, far = level(half), level(half * HALF_LIFE_DAYS * 4)
     assert abs(near[0]) < 0.3
     assert (far < near - 1.0).all()
