@@ -14,7 +14,7 @@ from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
 from feature_client.schema import FloatArray
-from model_export.bootstrap import Draws
+from model_export.bootstrap import Draws, rmse_capped
 from model_export.card import card
 from model_export.champion import OtherFeatures, scores_of
 from model_export.evaluate import calibration_bins
@@ -222,12 +222,20 @@ def test_a_champion_of_other_features_is_met_by_what_it_states_of_the_same_data(
     silent = [verdict for verdict in judge(bad.contract, bad.holdout, other) if verdict.gate == "champion"]
 
     assert len(stated) == 4
-    unstated = [line for line in stated if line.endswith("rmse_capped: engagement.1 does not state it")]
-    met = "that the contract of engagement.1 states of the same data, worse by"
-    assert len(unstated) + sum(met in line for line in stated) == 4
-    assert len(unstated) <= 1
+    assert all("that the contract of engagement.1 states of the same data, worse by" in line for line in stated)
+    failed = outcomes(judge(bad.contract, bad.holdout, same), "failed")
+    assert ("spend_90d", "champion", "rmse_capped") in failed
     assert {verdict.outcome for verdict in silent} == {"not judged"}
     assert all("other data, and cannot score these rows: it reads another" in verdict.says for verdict in silent)
+
+
+def test_a_contract_states_the_error_that_the_gates_compare(run: Run) -> None:
+    place = run.contract.task_names.index("spend_90d")
+    score, label = (kept[:, place].astype(np.float64) for kept in (run.holdout.scores, run.holdout.labels))
+
+    own = rmse_capped(score, label)(np.ones((1, len(label))))
+
+    assert run.contract.metrics["spend_90d"]["rmse_capped"] == pytest.approx(own[0])
 
 
 def test_nothing_is_said_of_a_task_that_is_defined_for_nobody(run: Run) -> None:
