@@ -144,7 +144,8 @@ def _fit(
     if dataset.known is None:
         return best[1]
     known = _labelled(dataset.schema, dataset.known, position, objective, weight=dataset.known.recency())
-    return lgb.train(best[1].params, known, max(best[1].best_iteration, 1))
+    # Among the booster's own parameters is the most that it might have had, which would win over an argument.
+    return lgb.train({**best[1].params, "num_iterations": max(best[1].best_iteration, 1)}, known)
 
 
 def _labelled(

@@ -1,4 +1,9 @@
-"""Makes scores mean what they say: fitted on rows that the model has not seen, alike for every kind of model."""
+"""Makes scores mean what they say, alike for every kind of model.
+
+Fitted on `Dataset.calibrating`. Where the data set says what is known before the test cutoffs, those are the newest of
+the very rows that the model was fitted to: their level is corrected, overconfidence on other rows is not. Else they are
+the validation rows, which chose the model but did not fit it.
+"""
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression

@@ -72,7 +72,7 @@ class Columns(nn.Module):
             self.register_buffer("high", torch.full((self.numbers,), LOG_LIMIT))
 
     def fit(self, numeric: npt.NDArray[np.float32], categorical: npt.NDArray[np.int64]) -> None:
-        """The range of each widened number, where `smooth`. Training rows: numeric [rows, N], categorical [rows, K]."""
+        """The range of each widened number, where `smooth`. Fitted rows: numeric [rows, N], categorical [rows, K]."""
         if self.smooth:
             seen = self.of(numeric, categorical)[:, : self.numbers]
             self.low.copy_(torch.from_numpy(seen.min(axis=0)))

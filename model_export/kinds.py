@@ -28,7 +28,8 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
         return train(dataset, seed=seed, epochs=epochs)
     schema, tasks, smooth = dataset.schema, dataset.tasks, estimator == "logistic"
     columns = Columns(schema, smooth=smooth)
-    columns.fit(dataset.train.numeric, dataset.train.categorical)
+    fitted = dataset.train if dataset.known is None else dataset.known
+    columns.fit(fitted.numeric, fitted.categorical)
     if estimator == "lightgbm":
         found = boosted.fit(dataset, seed=seed)
         model = from_boosters([found[task.name].score for task in tasks])

@@ -7,7 +7,7 @@ category.
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.compose import make_column_transformer
+from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.linear_model import LinearRegression, LogisticRegression, TweedieRegressor
 from sklearn.metrics import log_loss, mean_tweedie_deviance
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -33,54 +33,69 @@ Floats = npt.NDArray[np.float32]
 def fit(dataset: Dataset, columns: Columns) -> list[Pipeline]:
     """One a task, in their order: what it decides or predicts is log-odds, or the logarithm of the expected amount.
 
-    Raises TrainingError where a task has but one class.
+    Where the data set says what else is known before the test cutoffs, what the validation rows chose is then fitted to
+    all of that, newer rows counting more. Raises TrainingError where a task has but one class.
     """
-    train, validation = (columns.of(rows.numeric, rows.categorical) for rows in (dataset.train, dataset.validation))
+    final = dataset.train if dataset.known is None else dataset.known
+    train, validation, last = (
+        columns.of(rows.numeric, rows.categorical) for rows in (dataset.train, dataset.validation, final)
+    )
     fitted = []
     for position, task in enumerate(dataset.tasks):
-        keep, kept = dataset.train.eligible[:, position], dataset.validation.eligible[:, position]
-        prepare = make_column_transformer(
-            (StandardScaler(), list(range(columns.numbers))),
-            (OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(range(columns.numbers, columns.width))),
-        )
+        keep, kept, ends = (rows.eligible[:, position] for rows in (dataset.train, dataset.validation, final))
+        labels, aims, goals = (_labels(rows, position) for rows in (dataset.train, dataset.validation, final))
+        prepare = _prepare(columns)
         known, others = prepare.fit_transform(train[keep]), prepare.transform(validation[kept])
-        labels, aims = _labels(dataset.train, position), _labels(dataset.validation, position)
-        choose = _logistic if task.kind == "probability" else _tweedie
-        fitted.append(make_pipeline(prepare, choose(task, known, labels, others, aims)))
+        make, loss = (_logistic, _log_loss) if task.kind == "probability" else (_tweedie, _deviance)
+        alike = np.ones(len(labels))
+        models = [make(task, penalty, known, labels, alike) for penalty in PENALTIES]
+        losses = [loss(model, others, aims) for model in models]
+        best = int(np.argmin(losses))
+        model = models[best]
+        if dataset.known is not None:
+            prepare = _prepare(columns)
+            rows, weights = prepare.fit_transform(last[ends]), final.recency()[ends].astype(np.float64)
+            model = make(task, PENALTIES[best], rows, goals, weights)
+        fitted.append(make_pipeline(prepare, model))
     return fitted
 
 
-def _logistic(task: Task, known: Floats, labels: FloatArray, others: Floats, aims: FloatArray) -> LogisticRegression:
+def _prepare(columns: Columns) -> ColumnTransformer:
+    return make_column_transformer(
+        (StandardScaler(), list(range(columns.numbers))),
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(range(columns.numbers, columns.width))),
+    )
+
+
+def _logistic(task: Task, penalty: float, known: Floats, labels: FloatArray, weights: FloatArray) -> LogisticRegression:
     if len(np.unique(labels)) < 2:
         raise TrainingError(f"{task.name}: all training rows have the same label")
-    models = [
-        LogisticRegression(C=1 / (penalty * len(labels)), max_iter=STEPS, tol=TOLERANCE).fit(known, labels)
-        for penalty in PENALTIES
-    ]
-    return min(models, key=lambda model: float(log_loss(aims, model.predict_proba(others)[:, 1], labels=[0, 1])))
+    model = LogisticRegression(C=1 / (penalty * weights.sum()), max_iter=STEPS, tol=TOLERANCE)
+    return model.fit(known, labels, weights)
 
 
-def _tweedie(task: Task, known: Floats, labels: FloatArray, others: Floats, aims: FloatArray) -> LinearRegression:
+def _log_loss(model: LogisticRegression, others: Floats, aims: FloatArray) -> float:
+    return float(log_loss(aims, model.predict_proba(others)[:, 1], labels=[0, 1]))
+
+
+def _tweedie(task: Task, penalty: float, known: Floats, labels: FloatArray, weights: FloatArray) -> LinearRegression:
     """Its linear predictor, as a model of its own: the exponential comes later, for all kinds of models alike."""
-    mean = float(labels.mean())
+    mean = float(np.average(labels, weights=weights))
     if not mean > 0:
         raise TrainingError(f"{task.name}: all training rows have the same label")
-    models = []
-    for penalty in PENALTIES:
-        model = TweedieRegressor(
-            power=TWEEDIE_POWER, link="log", alpha=penalty, solver="newton-cholesky", max_iter=STEPS
-        )
-        models.append(model.fit(known, labels / mean))
-    best = min(
-        models,
-        key=lambda model: float(
-            mean_tweedie_deviance(aims / mean, _bounded(model.predict(others)), power=TWEEDIE_POWER)
-        ),
-    )
+    model = TweedieRegressor(
+        power=TWEEDIE_POWER, link="log", alpha=penalty, solver="newton-cholesky", max_iter=STEPS
+    ).fit(known, labels / mean, weights)
     linear = LinearRegression()
-    linear.coef_, linear.intercept_ = best.coef_, best.intercept_ + np.log(mean)
+    linear.coef_, linear.intercept_ = model.coef_, model.intercept_ + np.log(mean)
     linear.n_features_in_ = known.shape[1]
     return linear
+
+
+def _deviance(model: LinearRegression, others: Floats, aims: FloatArray) -> float:
+    """Of the exponential of what the model predicts."""
+    with np.errstate(over="ignore"):
+        return float(mean_tweedie_deviance(aims, _bounded(np.exp(model.predict(others))), power=TWEEDIE_POWER))
 
 
 def _bounded(amounts: FloatArray) -> FloatArray:

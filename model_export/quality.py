@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from feature_client.errors import RapportError
 from feature_client.offline import aggregates, cutoffs, events, registry
 from feature_client.offline.workspace import Workspace
 from model_export.baselines import Forecast, best_feature, linear, trees
@@ -56,12 +57,22 @@ def quality(
 
 
 def prepare(workspace: Workspace, data: Path | None, test: Sequence[datetime] | None = None) -> Dataset:
-    """Loads the events, and builds features and labels at every cutoff of the split."""
+    """Loads the events, and builds features and labels at every cutoff of the split.
+
+    A workspace that is measured where it stands keeps what it serves and trains on: the default cutoffs, as_of with
+    them, are built as well. Other events take nobody's place: raises RapportError where there is a model repository.
+    """
     if data is not None:
+        if workspace.models.exists():
+            raise RapportError(
+                f"{workspace.root} serves a model of the events in it: name another workspace to measure {data} in"
+            )
         events.load_events(workspace, data)
-    split = cutoffs.split(workspace.dataset(), test)
+    dataset = workspace.dataset()
+    split = cutoffs.split(dataset, test)
+    served = cutoffs.default_cutoffs(dataset) if data is None else []
     registry.apply(workspace)
-    aggregates.build(workspace, [*split.known, *split.validation, *split.test])
+    aggregates.build(workspace, [*split.known, *split.validation, *split.test, *served])
     return build(workspace, code_digest(), test)
 
 

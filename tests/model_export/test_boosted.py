@@ -1,9 +1,11 @@
 """Boosted trees on the tiny data set of this package, whose effects are planted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from model_export.boosted import Boosted, column_names, fit, matrix, predict, predict_log, ratio_columns
+from model_export.boosted import ROUNDS, Boosted, column_names, fit, matrix, predict, predict_log, ratio_columns
 from model_export.evaluate import evaluate
 from model_export.rows import Dataset
 
@@ -36,6 +38,18 @@ def test_a_seed_gives_the_same_trees(boosted: dict[str, Boosted], dataset: Datas
     )
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, third)
+
+
+def test_what_is_known_in_the_end_gets_as_many_trees_as_validation_chose(
+    boosted: dict[str, Boosted], dataset: Dataset
+) -> None:
+    final = fit(replace(dataset, known=dataset.validation), seed=0, grid=SMALL)
+    for task, chosen in boosted.items():
+        assert final[task].score.num_trees() == chosen.score.best_iteration < ROUNDS
+    chosen_log, log = boosted["spend_90d"].log, final["spend_90d"].log
+    assert chosen_log is not None
+    assert log is not None
+    assert log.num_trees() == chosen_log.best_iteration < ROUNDS
 
 
 def test_columns_are_raw_and_ratios_one_division(dataset: Dataset) -> None:

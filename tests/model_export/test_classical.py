@@ -2,6 +2,7 @@
 
 import typing
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 from feature_client.contract import attribution_scale, discrepancy
 from feature_client.golden import SPLIT_UP
 from feature_client.release import Release, graph_file
-from model_export import boosted, graph_costs, kinds
+from feature_client.schema import DAY_S, FloatArray
+from model_export import boosted, graph_costs, kinds, linear
 from model_export.card import MADE_BY, card
 from model_export.classical import Classical
+from model_export.columns import Columns
 from model_export.detail import Differences, draw_places
 from model_export.evaluate import evaluate
 from model_export.explanation import Sample
@@ -24,7 +27,7 @@ from model_export.export import EXPLAIN_OUTPUTS, SCORE_OUTPUTS, export
 from model_export.game import Game, every_coalition, outcomes
 from model_export.owen import FeatureGame
 from model_export.pipeline import Run, read_run, write_run
-from model_export.rows import Dataset
+from model_export.rows import HALF_LIFE_DAYS, Dataset
 from model_export.scorer import Scorer
 from model_export.train import TrainingError, predict
 from model_export.verify import Session, hostile_rows
@@ -49,7 +52,7 @@ def trees(trees_run: Run) -> Scorer:
 
 
 @pytest.fixture(scope="module")
-def linear(small: Dataset) -> Scorer:
+def logistic(small: Dataset) -> Scorer:
     return kinds.fit("logistic", small, seed=0)
 
 
@@ -79,9 +82,9 @@ def test_what_explanations_mix_is_finite_and_each_column_one_feature_s(small: Da
 
 @pytest.mark.parametrize("estimator", ["lightgbm", "logistic"])
 def test_they_learn_the_planted_effects_and_the_same_ones_again(
-    estimator: kinds.Estimator, small: Dataset, trees: Scorer, linear: Scorer
+    estimator: kinds.Estimator, small: Dataset, trees: Scorer, logistic: Scorer
 ) -> None:
-    fitted = trees if estimator == "lightgbm" else linear
+    fitted = trees if estimator == "lightgbm" else logistic
     metrics = evaluate(predict(fitted, small.test), small.test, small.tasks)
     assert metrics["purchase_30d"]["auc"] > 0.8
     assert metrics["churn_90d"]["auc"] > 0.8
@@ -93,6 +96,27 @@ def test_they_learn_the_planted_effects_and_the_same_ones_again(
     again = kinds.fit(estimator, small, seed=0).state_dict()
     assert again.keys() == fitted.state_dict().keys()
     assert all(torch.equal(again[name], value) for name, value in fitted.state_dict().items())
+
+
+def test_linear_models_are_fitted_in_the_end_to_what_is_known_newer_rows_counting_more(small: Dataset) -> None:
+    """Where what is known says otherwise than the training rows did, and the more the newer it is."""
+
+    def level(cutoffs: FloatArray) -> FloatArray:
+        labels = np.zeros_like(small.train.labels)
+        old = cutoffs < np.median(cutoffs)
+        labels[old] = [1, 1, 100.0]
+        known = replace(small.train, labels=labels, cutoffs=cutoffs)
+        columns = Columns(small.schema, smooth=True)
+        columns.fit(known.numeric, known.categorical)
+        found = linear.fit(replace(small, known=known), columns)
+        x = columns.of(known.numeric, known.categorical)
+        odds = found[0].decision_function(x).mean()
+        return np.array([odds, found[2].predict(x).mean()])
+
+    half = np.asarray(np.arange(len(small.train)) % 2 * DAY_S, np.float64)
+    near, far = level(half), level(half * HALF_LIFE_DAYS * 4)
+    assert abs(near[0]) < 0.3
+    assert (far < near - 1.0).all()
 
 
 def test_a_task_of_one_class_cannot_be_fitted_by_linear_models(small: Dataset) -> None:
@@ -136,19 +160,19 @@ def test_graphs_are_of_standard_operators_with_the_trees_in_them_once(
 
 
 def test_the_score_graph_of_linear_models_says_what_they_say(
-    linear: Scorer, small: Dataset, trees_run: Run, tmp_path: Path
+    logistic: Scorer, small: Dataset, trees_run: Run, tmp_path: Path
 ) -> None:
-    export(linear, trees_run.contract, tmp_path / "linear.onnx")
+    export(logistic, trees_run.contract, tmp_path / "linear.onnx")
     graph = Session(tmp_path / "linear.onnx", SCORE_OUTPUTS)
-    strange = hostile_rows(linear, small.test.numeric.shape[1])
+    strange = hostile_rows(logistic, small.test.numeric.shape[1])
     for numeric, categorical in ((small.test.numeric[:64], small.test.categorical[:64]), strange):
         found = graph.run(numeric, categorical)["scores"]
         with torch.no_grad():
-            expected = linear(torch.from_numpy(numeric), torch.from_numpy(categorical)).numpy()
+            expected = logistic(torch.from_numpy(numeric), torch.from_numpy(categorical)).numpy()
         assert np.isfinite(found).all()
         assert (discrepancy(found, expected) <= 1).all()
     # Explanations split margins up: the ends of float32 must not take them further than real rows might go.
-    margins = outcomes(linear, torch.from_numpy(Sample(*strange).lifted(linear)))[:, len(small.tasks) :]
+    margins = outcomes(logistic, torch.from_numpy(Sample(*strange).lifted(logistic)))[:, len(small.tasks) :]
     assert (np.abs(margins) < 50).all()
 
 

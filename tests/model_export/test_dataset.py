@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from feature_client.errors import RapportError
 from feature_client.offline import aggregates, generator, historical, registry
 from feature_client.offline.aggregates import read_schema
 from feature_client.offline.cutoffs import split
@@ -23,6 +24,7 @@ from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
 from model_export import dataset
 from model_export.dataset import DatasetError, build
+from model_export.quality import prepare
 from model_export.rows import HALF_LIFE_DAYS, Dataset, Rows
 from tests.feature_client.offline.planted import peeking, shifted
 
@@ -125,6 +127,31 @@ def test_of_a_large_data_set_a_sample_is_trained_on_and_everybody_is_served(
         for rows in (pd.read_parquet(place.features / "lifetime.parquet") for place in (workspace, large))
     )
     pd.testing.assert_frame_equal(served, still_served)
+
+
+def test_measuring_where_a_model_is_served_leaves_what_it_serves_and_trains_on(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    served = Workspace(tmp_path / "served")
+    shutil.copytree(workspace.root, served.root)
+    served.models.mkdir()
+    data = served.dataset()
+    before = {view: pd.read_parquet(served.features / f"{view}.parquet") for view in VIEWS}
+    events = served.events.read_bytes()
+
+    earlier = [cutoff - timedelta(days=14) for cutoff in split(data).test]
+    assert set(prepare(served, None, earlier).test.cutoffs) == {cutoff.timestamp() for cutoff in earlier}
+    for view, rows in before.items():
+        after = pd.read_parquet(served.features / f"{view}.parquet")
+        kept = after[after.event_timestamp.isin(rows.event_timestamp)]
+        assert data.as_of in set(kept.event_timestamp)
+        pd.testing.assert_frame_equal(
+            kept.drop(columns="created_timestamp").reset_index(drop=True), rows.drop(columns="created_timestamp")
+        )
+
+    with pytest.raises(RapportError, match="served serves a model of the events in it"):
+        prepare(served, tmp_path / "other.parquet")
+    assert served.events.read_bytes() == events
 
 
 def test_of_what_is_known_no_label_ends_after_the_first_test_cutoff(built: Dataset) -> None:
