@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.schema import FloatArray
+from model_export.evaluate import amount_cap
 
 DRAWS = 400
 LEVEL = 0.95
 AT_ONCE = 4_000_000
 """Weights in memory at once: a few draws at a time of many rows."""
-
-CAP = 0.99
 
 Figure = Callable[[FloatArray], FloatArray]
 """weights [draws, rows] -> the figure under each of them [draws], NaN where it is not defined."""
@@ -114,9 +113,8 @@ def log_rmse(score: FloatArray, label: FloatArray) -> Figure:
 
 
 def rmse_capped(score: FloatArray, label: FloatArray) -> Figure:
-    """Root mean square of the difference, both cut off at the 99th percentile of the labels: a dozen enormous amounts
-    shall not decide alone."""
-    cap = float(np.quantile(label, CAP)) or float(label.max())
+    """Root mean square of the difference, both cut off (`amount_cap`)."""
+    cap = amount_cap(label)
     squares = (np.minimum(score, cap) - np.minimum(label, cap)) ** 2
     return lambda weights: np.sqrt(_ratio(weights @ squares, weights.sum(axis=1)))
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-import ibis
 import numpy as np
 import pandas as pd
 
@@ -16,6 +15,7 @@ from feature_client.clock import to_iso
 from feature_client.errors import RapportError
 from feature_client.offline import cutoffs, historical, parity
 from feature_client.offline.aggregates import read_schema
+from feature_client.offline.events import scratch
 from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
@@ -101,9 +101,9 @@ def _joined(
     path = workspace.training / f"{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}.parquet"
     if path.exists():
         return pd.read_parquet(path)
-    connection = ibis.duckdb.connect()
-    events = learners(connection.read_parquet(workspace.events))
-    labels: pd.DataFrame = connection.to_pandas(label_table(events, instants, tasks))
+    with scratch(workspace) as (connection, _):
+        events = learners(connection.read_parquet(workspace.events))
+        labels: pd.DataFrame = connection.to_pandas(label_table(events, instants, tasks))
     labels["event_timestamp"] = pd.to_datetime(labels.pop("cutoff"), unit="s", utc=True)
     joined = historical.join(workspace, labels)
     workspace.training.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from feature_client.schema import MISSING, UNSEEN, UNSEEN_WORD, FeatureSchema, F
 from model_export.rows import Rows
 
 ECE_BINS = 15
+CAP_QUANTILE = 0.99
 QUANTILES = np.linspace(0.0, 1.0, 21)
 
 SEGMENT_SHARES = (("high", 0.10), ("medium", 0.40))
@@ -86,6 +87,7 @@ def _amount_metrics(score: FloatArray, label: FloatArray) -> dict[str, float]:
         "mean": float(label.mean()),
         "mean_score": float(score.mean()),
         "rmse": float(np.sqrt(((label - score) ** 2).mean())),
+        "rmse_capped": _rmse_capped(score, label, amount_cap(label)),
         "log_rmse": float(np.sqrt((residual**2).mean())),
     }
     if label.sum() > 0:
@@ -94,6 +96,16 @@ def _amount_metrics(score: FloatArray, label: FloatArray) -> dict[str, float]:
         metrics["log_r2"] = 1.0 - float((residual**2).mean()) / spread
         metrics["spearman"] = float(np.corrcoef(_ranks(score), _ranks(label))[0, 1])
     return metrics
+
+
+def amount_cap(label: FloatArray) -> float:
+    """Where amounts are cut off, that a dozen enormous ones do not decide alone: the 99th percentile of the labels
+    [rows, at least one], or the largest where that is nothing."""
+    return float(np.quantile(label, CAP_QUANTILE)) or float(label.max())
+
+
+def _rmse_capped(score: FloatArray, label: FloatArray, cap: float) -> float:
+    return float(np.sqrt(((np.minimum(label, cap) - np.minimum(score, cap)) ** 2).mean()))
 
 
 def probability_quality(score: FloatArray, label: FloatArray) -> dict[str, float]:
@@ -110,13 +122,13 @@ def probability_quality(score: FloatArray, label: FloatArray) -> dict[str, float
 def amount_quality(score: FloatArray, log: FloatArray, label: FloatArray, cap: float) -> dict[str, float]:
     """What `make quality` states of an amount, [rows] each: score is the forecast in currency, log that of log1p.
 
-    rmse_capped: both the forecast and what came are cut off at cap, so that a dozen wholesalers do not decide alone.
+    rmse_capped: both the forecast and what came are cut off at cap (`amount_cap`).
     """
     spread = score.std() > 0 and label.std() > 0
     return {
         "rmse_log": float(np.sqrt(((np.log1p(label) - log) ** 2).mean())),
         "spearman": float(np.corrcoef(_ranks(score), _ranks(label))[0, 1]) if spread else float("nan"),
-        "rmse_capped": float(np.sqrt(((np.minimum(label, cap) - np.minimum(score, cap)) ** 2).mean())),
+        "rmse_capped": _rmse_capped(score, label, cap),
         "sum_ratio": float(score.sum() / label.sum()) if label.sum() > 0 else float("nan"),
     }
 

@@ -1,7 +1,8 @@
 """What a model must be before it is published: calibrated, no worse than the champion, better than no model at all.
 
 A gate fails where the test rows show the fault beyond doubt, and not by chance: intervals are drawn by customer
-(bootstrap.py), and a figure that only a few rows speak for is not judged, which is said. docs/report.md has the rules.
+(bootstrap.py). Calibration passes only within its bound: beyond it, but by what may be chance, it is not judged. Nor is
+a figure that too few rows speak for. What is not judged is said, and refuses nothing. docs/report.md has the rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +27,12 @@ LEVEL = 0.98
 
 ECE_AT_MOST = 0.08
 """The turn of a season undoes some of what a model was calibrated to on the months before: on Online Retail II seeds
-of one network end at 0.02 to 0.09 (docs/model-quality.md), of which 0.02 to 0.04 may be chance."""
+of one network end at 0.02 to 0.09 (docs/model-quality.md), of which 0.02 to 0.04 may be chance. The mark there, 0.03,
+is stricter: a goal, and less than what may be chance in churn's rows; as a gate it could pass no model of them."""
 
 SUM_RATIO_WITHIN = (0.8, 1.25)
+SUM_RATIO_SEEN = 1.1
+"""Of the band: an interval that ends beyond it by more than this factor is too wide to judge by."""
 
 REASON_LENGTH = 500
 
@@ -161,6 +165,8 @@ class _Judged:
             return self._verdict("calibration", "ece", "failed", says)
         if noise > ECE_AT_MOST:
             return self._verdict("calibration", "ece", "not judged", f"too few rows: {says}")
+        if not ece <= ECE_AT_MOST:
+            return self._verdict("calibration", "ece", "not judged", f"above, but perhaps by chance: {says}")
         return self._verdict("calibration", "ece", "passed", says)
 
     def _in_sum(self) -> Verdict:
@@ -170,10 +176,12 @@ class _Judged:
         says = f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]; allowed is {low} to {high}"
         if found.low > high or found.high < low:
             return self._verdict("calibration", "sum_ratio", "failed", says)
-        # Never true of NaN, where nobody spent anything.
-        if found.low >= low or found.high <= high:
-            return self._verdict("calibration", "sum_ratio", "passed", says)
-        return self._verdict("calibration", "sum_ratio", "not judged", f"too few rows: {says}")
+        # Also true of NaN, where nobody spent anything.
+        if not (found.low >= low / SUM_RATIO_SEEN and found.high <= high * SUM_RATIO_SEEN):
+            return self._verdict("calibration", "sum_ratio", "not judged", f"too few rows: {says}")
+        if not low <= found.value <= high:
+            return self._verdict("calibration", "sum_ratio", "not judged", f"outside, but perhaps by chance: {says}")
+        return self._verdict("calibration", "sum_ratio", "passed", says)
 
     def compared(self, gate: str, with_whom: str, other: FloatArray, tolerated: float | None = None) -> list[Verdict]:
         """other [rows]: the scores of somebody else. tolerated: in place of the metric's own."""

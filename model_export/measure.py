@@ -10,14 +10,12 @@ from tqdm import tqdm
 from feature_client.contract import Task
 from feature_client.schema import FloatArray
 from model_export.baselines import Forecast
-from model_export.evaluate import amount_quality, probability_quality
+from model_export.evaluate import amount_cap, amount_quality, probability_quality
 from model_export.resampling import Interval, draws
 from model_export.rows import Rows
 
 PROBABILITY, AMOUNT = ("auc", "ap", "ece"), ("rmse_log", "spearman", "rmse_capped", "sum_ratio")
 """The figures of a task, by its kind, in the order in which they are stated."""
-
-CAP_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Measure:
         self._rows, self._tasks = rows, tasks
         self._labels = rows.labels.astype(np.float64)
         # Fixed, so that all draws are measured alike.
-        self._caps = [float(np.quantile(self._labels[:, place], CAP_QUANTILE)) for place in range(len(tasks))]
+        self._caps = [amount_cap(self._labels[:, place]) for place in range(len(tasks))]
 
     @property
     def caps(self) -> Mapping[str, float]:

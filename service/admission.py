@@ -6,7 +6,6 @@ from typing import NoReturn
 
 from service.errors import InvalidRequest, Overloaded
 from service.metrics import Metrics
-from service.pace import Pace
 
 
 def deadline_of(header: bytes | None, default_ms: int, max_ms: int, started: float) -> float:
@@ -22,36 +21,30 @@ def deadline_of(header: bytes | None, default_ms: int, max_ms: int, started: flo
 
 
 class Admission:
-    """Counts rows, not requests, in lanes with a limit each: explaining and looking up can never crowd out predict.
-
-    paces: lane -> seconds a row, from how soon after each other its requests leave; of lanes whose rows tell theirs.
-    """
+    """Counts rows, not requests, in two lanes: explain has its own limit, so it can never crowd out predict."""
 
     def __init__(self, limits: dict[str, int], metrics: Metrics) -> None:
         self.limits = limits
         self.rows = dict.fromkeys(limits, 0)
-        self.paces: dict[str, Pace] = {}
         self.metrics = metrics
-        self._since = dict.fromkeys(limits, 0.0)  # monotonic: when somebody last left, or came into the empty lane
         metrics.inflight(self.rows)
 
-    def enter(self, lane: str, rows: int, row_s: float = 0.0, deadline: float = math.inf) -> None:
-        """Whoever has entered leaves, whatever happens. row_s: what a row of this lane takes at least; it may be seen
-        to take more. deadline: monotonic; whoever is expected to be answered after it is told so at once.
+    def enter(
+        self, lane: str, rows: int, row_s: float = 0.0, deadline: float = math.inf, besides_s: float = 0.0
+    ) -> None:
+        """Whoever has entered leaves, whatever happens. row_s: what a row of this lane takes, as far as is known.
+        deadline: monotonic; whoever is expected to be answered after it is told so at once. besides_s: what is expected
+        to be done besides the rows, for this one and those before.
 
         A lane with nobody in it takes anybody: what is expected may be wrong, and would not be seen to be.
         Raises Overloaded.
         """
         after = self.rows[lane] + rows
-        if row_s:
-            self.paces.setdefault(lane, Pace(row_s))
         if self.rows[lane]:
             if after > self.limits[lane]:
                 self._refuse(lane, "inflight_rows")
-            if row_s and time.monotonic() + max(row_s, self.paces[lane].row_s) * after > deadline:
+            if row_s and time.monotonic() + row_s * after + besides_s > deadline:
                 self._refuse(lane, "predicted_wait")
-        elif lane in self.paces:
-            self._since[lane] = time.monotonic()
         self.rows[lane] = after
 
     def _refuse(self, lane: str, reason: str) -> NoReturn:
@@ -60,7 +53,3 @@ class Admission:
 
     def leave(self, lane: str, rows: int) -> None:
         self.rows[lane] -= rows
-        if (pace := self.paces.get(lane)) is not None and rows:
-            now = time.monotonic()
-            pace.seen(rows, now - self._since[lane])
-            self._since[lane] = now

@@ -21,12 +21,16 @@ from service.predictor import Predictor
 from service.queues import Limits, Queues
 from service.releases import Loaded
 from service.snapshot import fetch
+from service.turns import Turns
 from service.work import Work, overrides_of, row_overrides, work_of
 
 LANE = "features"
 
 WRITTEN_AT_ONCE = 8
 """Entities of one piece of writing, which takes about half a millisecond."""
+
+SHARE = 0.1
+"""Of the event loop's time, for writing look-ups beside predictions."""
 
 encode = msgspec.json.Encoder().encode
 
@@ -40,6 +44,7 @@ class Features:
     def __init__(self, predictor: Predictor, slice_rows: int) -> None:
         self.predictor = predictor
         self.admission = predictor.admission
+        self.turns = Turns(predictor.is_predicting, SHARE)
         self.queues: Queues[Work, Looked] = Queues(
             predictor.releases, Limits(slice_rows, slice_rows, batches_in_flight=1), self._reading
         )
@@ -62,7 +67,7 @@ class Features:
                 release = arm.loaded.release
                 places = iter(range(len(request.entities)) if arm.rows is None else arm.rows)
                 writer = FeatureWriter(release.contract, release.version)
-                await self.predictor.turns.take(_pieces(writer, parts, places, placed), asker)
+                await self.turns.take(_pieces(writer, parts, places, placed), asker)
             asker.stages["encode"] = time.monotonic() - asker.since
             asker.since = time.monotonic()
             entities = [placed[row] for row in range(len(placed))]

@@ -40,6 +40,9 @@ from service.work import AboutEntities, Work, overrides_of, work_of
 encode = msgspec.json.Encoder().encode
 Explanations = dict[str, TaskExplanation | None]
 
+SPARE_S = 0.01
+"""Of a prediction's deadline, kept back from its reasons: without them it is still an answer."""
+
 LATELY_S = 0.005
 """After a prediction others are expected for so long: batches end together, and in the gap between two of them a long
 piece of work would be begun just when the next ones arrive."""
@@ -89,8 +92,9 @@ class Predictor:
         self.metrics = metrics
         self.shadows = shadows
         self.queues = Queues(releases, limits, self._scoring)
-        self.turns = Turns(self._is_predicting)
+        self.turns = Turns(self.is_predicting)
         self._predicted_at = 0.0  # monotonic: when a prediction was last admitted
+        self._explaining = 0  # entities whose reasons are asked for
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
@@ -99,7 +103,7 @@ class Predictor:
         if len(request.entities) > MAX_EXPLAINED:
             raise InvalidRequest(f"explain: at most {MAX_EXPLAINED} entities, or leave explain out")
         try:
-            return await self._explained(request, Asked(top=request.explain), asker)
+            return await self._explained(request, Asked(top=request.explain), asker, sheds=True)
         except Overloaded:
             # Reasons are shed first: the scores still come.
             response = _response(await self._scored(request, None, asker), asker)
@@ -172,12 +176,23 @@ class Predictor:
         with self._admitted(request, wanted, asker) as places:
             return await self._answered(places, asker)
 
-    async def _explained(self, request: PredictRequest | ExplainRequest, asked: Asked, asker: Asker) -> PredictResponse:
+    async def _explained(
+        self, request: PredictRequest | ExplainRequest, asked: Asked, asker: Asker, *, sheds: bool = False
+    ) -> PredictResponse:
+        """sheds: scores alone where there is no time for reasons."""
         with self._admitted(request, asked, asker) as places:
             answered = await self._answered(places, asker)
             writing = time.monotonic()
-            # Of what scores and reasons are made, they are the longest piece of work on the event loop.
-            await self.turns.take(itertools.chain.from_iterable(map(_reasons, answered)), asker)
+            try:
+                # Of what scores and reasons are made, they are the longest piece of work on the event loop.
+                pieces = itertools.chain.from_iterable(map(_reasons, answered))
+                await self.turns.take(pieces, asker, SPARE_S if sheds else 0.0)
+            except DeadlineExceeded:
+                if not sheds:
+                    raise
+                for part in itertools.chain.from_iterable(one.parts for one in answered):
+                    for prediction in part.predictions:
+                        prediction.explanations = None
             asker.stages["encode"] = asker.stages.get("encode", 0.0) + time.monotonic() - writing
             asker.since = time.monotonic()
             return _response(answered, asker)
@@ -188,9 +203,12 @@ class Predictor:
     ) -> Iterator[list[Place]]:
         served, arms = self.arms(request, asker)
         places = self._admit(served, arms, wanted, request, asker)
+        reasons = len(request.entities) if isinstance(wanted, Asked) else 0
+        self._explaining += reasons
         try:
             yield places
         finally:
+            self._explaining -= reasons
             self.admission.leave("predict" if wanted is None else "explain", sum(place.weight for place in places))
 
     async def _answered(self, places: Sequence[Place], asker: Asker) -> list[Answered]:
@@ -234,7 +252,10 @@ class Predictor:
         if wanted is None:
             self.admission.enter("predict", weight)
         else:
-            self.admission.enter("explain", weight, arms[0].loaded.paces[EXPLAINERS[0]].row_s, asker.deadline)
+            reasons = len(request.entities) if isinstance(wanted, Asked) else 0
+            writing_s = self.turns.pace.expected_s(self._explaining + reasons)
+            pace = arms[0].loaded.paces[EXPLAINERS[0]]
+            self.admission.enter("explain", weight, pace.row_s, asker.deadline, writing_s)
         admitted = time.monotonic()
         if wanted is None:
             self._predicted_at = admitted
@@ -242,7 +263,8 @@ class Predictor:
         asker.since = admitted
         return places
 
-    def _is_predicting(self) -> bool:
+    def is_predicting(self) -> bool:
+        """Whether predictions are under way, or to be expected at once."""
         return self.admission.rows["predict"] > 0 or time.monotonic() - self._predicted_at < LATELY_S
 
     def _scoring(self, loaded: Loaded, explainer: str | None) -> Run[Work, Scored]:

@@ -1,46 +1,72 @@
 """Work on the event loop that gives way: in small pieces, one a turn of the loop, and predictions first."""
 
 import asyncio
+import contextlib
+import math
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 from service.asker import Asker
-from service.errors import DeadlineExceeded
+from service.errors import ClientGone, DeadlineExceeded
+from service.pace import Pace
 
 SHARE = 0.03
-"""Of the event loop's time that such work gets while there is always somebody who goes first. What it does elsewhere
-comes on top: its graphs, and its answers on their way out."""
+"""Of the event loop's time that explanations get while there is always somebody who goes first. What they do elsewhere
+comes on top: their graphs, and their answers on their way out."""
 
 LONGEST_REST_S = 0.05
 """However much was done before, the next piece waits no longer than that."""
 
 STEP_S = 0.0005
 
+FIRST_GUESS_S = 0.0003
+"""Of a piece, until one was seen."""
+
+ASK_EVERY_S = 0.1
+"""How often somebody whose pieces are being done is asked whether they are still there."""
+
 T = TypeVar("T")
 
 
 class Turns:
-    """First come, first served, over all who have pieces. is_busy: whether somebody is under way who goes first."""
+    """Whoever has pieces comes in the order of arrival: of many who ask for more than there is time for, some are
+    answered in time, and not all of them too late.
 
-    def __init__(self, is_busy: Callable[[], bool]) -> None:
+    is_busy: whether somebody is under way who goes first. share: of the loop's time, meanwhile.
+    pace: what a piece takes, giving way included.
+    """
+
+    def __init__(self, is_busy: Callable[[], bool], share: float = SHARE) -> None:
         self.is_busy = is_busy
+        self.share = share
+        self.pace = Pace(FIRST_GUESS_S)
         self._turn = asyncio.Lock()
         self._rests_until = 0.0  # monotonic
 
-    async def take(self, pieces: Iterable[Callable[[], None]], asker: Asker) -> None:
-        """Runs the pieces in their order. Raises what they raise, and DeadlineExceeded: no piece begins after it."""
-        for piece in pieces:
-            async with self._turn:
+    async def take(self, pieces: Iterable[Callable[[], None]], asker: Asker, spare_s: float = 0.0) -> None:
+        """Runs the pieces in their order. spare_s: of the asker's time, for what comes afterwards.
+
+        Raises what they raise, DeadlineExceeded and ClientGone: no piece begins after that.
+        """
+        async with self._turn_by(asker.deadline - spare_s):
+            asked = time.monotonic()
+            for piece in pieces:
+                began = time.monotonic()
                 await self._give_way()
-                if time.monotonic() >= asker.deadline:
+                now = time.monotonic()
+                if now >= asker.deadline - spare_s:
                     raise DeadlineExceeded
+                if now - asked > ASK_EVERY_S:
+                    asked = now
+                    if asker.gone():
+                        raise ClientGone
                 started = time.thread_time()
                 try:
                     piece()
                 finally:
                     self._rest(time.thread_time() - started)
-                # Held meanwhile: of sixteen who come at once, each waits for a turn of its own.
+                self.pace.seen(1, time.monotonic() - began)
                 await asyncio.sleep(0)
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -55,6 +81,19 @@ class Turns:
         finally:
             self._rest(timed.seconds)
 
+    @contextlib.asynccontextmanager
+    async def _turn_by(self, ends: float) -> AsyncIterator[None]:
+        """Raises DeadlineExceeded where the turn has not come by then (monotonic)."""
+        try:
+            async with asyncio.timeout(None if ends == math.inf else max(ends - time.monotonic(), 0.0)):
+                await self._turn.acquire()
+        except TimeoutError as exc:
+            raise DeadlineExceeded from exc
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     async def _give_way(self) -> None:
         """Returns once nobody goes first, or the others have had their share."""
         while self.is_busy() and time.monotonic() < self._rests_until:  # noqa: ASYNC110  (a signal would cost predictions)
@@ -62,7 +101,7 @@ class Turns:
 
     def _rest(self, spent_s: float) -> None:
         now = time.monotonic()
-        rest = max(self._rests_until - now, 0.0) + spent_s * (1 - SHARE) / SHARE
+        rest = max(self._rests_until - now, 0.0) + spent_s * (1 - self.share) / self.share
         self._rests_until = now + min(rest, LONGEST_REST_S)
 
 

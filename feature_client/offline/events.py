@@ -175,6 +175,7 @@ def take_over(
 ) -> DataSet:
     """Splits the rows of a source into events.parquet and rejected.parquet, and describes them in dataset.json.
 
+    rejected.parquet has the columns of the source, and `reason`; a source's own column of that name is `reason_` there.
     connection, directory: of `scratch`. Raises EventsError where there is no purchase; what was there then stays.
     """
     reasons = list(source.reasons)
@@ -185,10 +186,13 @@ def take_over(
         reasons.append(("in the future", source.ts > ibis.literal(datetime.now(UTC), type=EVENT_SCHEMA["ts"])))
     cases = [(condition, ibis.literal(reason)) for reason, condition in reasons]
     columns = tuple(source.raw.columns)
+    why = _free("why_refused", columns)
     with tqdm(total=3, desc="checking", unit=" steps", disable=not progress) as bar:
-        checked = _without_duplicates(connection, source.raw.mutate(reason=ibis.cases(*cases)), columns, directory)
-        events = _with_orders(source.to_events(checked.filter(checked.reason.isnull()))).cast(EVENT_SCHEMA)
-        rejected = checked.filter(checked.reason.notnull())
+        checked = _without_duplicates(connection, source.raw.mutate(**{why: ibis.cases(*cases)}), why, directory)
+        events = _with_orders(source.to_events(checked.filter(checked[why].isnull()))).cast(EVENT_SCHEMA)
+        theirs = {column: _free(column, columns) for column in columns if column.lower() == "reason"}
+        renamed = {new: old for old, new in {**theirs, why: "reason"}.items()}
+        rejected = checked.filter(checked[why].notnull()).rename(renamed)
 
         counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
         facts = (
@@ -230,24 +234,32 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_duplicates(
-    connection: ibis.BaseBackend, table: ir.Table, columns: Sequence[str], directory: Path
-) -> ir.Table:
-    """The same rows, but all but one of those that agree in `columns` have the reason "duplicate", if no other.
+def _free(name: str, columns: Sequence[str]) -> str:
+    """The name, or with underscores behind it where a column has it; to DuckDB case is no difference."""
+    taken = {column.lower() for column in columns}
+    while name.lower() in taken:
+        name += "_"
+    return name
+
+
+def _without_duplicates(connection: ibis.BaseBackend, table: ir.Table, why: str, directory: Path) -> ir.Table:
+    """The same rows, but all but one of those that agree have "duplicate" in the column `why`, if nothing else.
+
+    why: is not compared, and a name that needs no quotes.
 
     Sorted, and each row compared with the one before it: grouping, and windows with partitions, would need memory for
     all rows at once, whatever DuckDB's limit is.
     """
     ordered, checked = directory / "ordered.parquet", directory / "checked.parquet"
     write_sorted(connection, table, ordered)
-    names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name in table.columns if name != why)
     connection.raw_sql("SET preserve_insertion_order = true")
     connection.raw_sql(
         f"""
         COPY (
             SELECT * REPLACE (
-                CASE WHEN reason IS NULL AND lag(row({names})) OVER () IS NOT DISTINCT FROM row({names})
-                THEN 'duplicate' ELSE reason END AS reason
+                CASE WHEN {why} IS NULL AND lag(row({names})) OVER () IS NOT DISTINCT FROM row({names})
+                THEN 'duplicate' ELSE {why} END AS {why}
             )
             FROM read_parquet('{_quoted(ordered)}')
         ) TO '{_quoted(checked)}' (FORMAT parquet)

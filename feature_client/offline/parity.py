@@ -21,6 +21,7 @@ from feature_client.clock import to_iso
 from feature_client.declaration import declaration_differences
 from feature_client.errors import RapportError
 from feature_client.offline import aggregates, registry
+from feature_client.offline.events import MEMORY
 from feature_client.offline.oracle import History, Value, differences, history_of, read_history, stored_fields
 from feature_client.offline.probes import absurd_future, at_the_edges
 from feature_client.offline.store import REPO
@@ -136,7 +137,7 @@ def _named(schema: FeatureSchema, wrong: Mapping[str, Sequence[Wrong]]) -> str:
 
 
 def _views(events: pa.Table, schema: FeatureSchema, cutoff: datetime) -> Mapping[str, pa.Table]:
-    connection, declared = ibis.duckdb.connect(), aggregates.declared_fields(schema)
+    connection, declared = ibis.duckdb.connect(memory_limit=MEMORY), aggregates.declared_fields(schema)
     try:
         crowd = connection.create_table("events", ibis.memtable(events))
         views = aggregates.views_at(connection, crowd, aggregates.first_events(crowd), declared, cutoff, CREATED)

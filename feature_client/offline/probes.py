@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import dataset
 
-from feature_client.offline.events import EVENT_TYPES
+from feature_client.offline.events import EVENT_TYPES, scratch
 from feature_client.offline.oracle import WINDOWS_DAYS
 from feature_client.offline.workspace import Workspace
 
@@ -81,13 +80,13 @@ def _edges(cutoff: int) -> Iterator[int]:
 
 def _sample(workspace: Workspace) -> pa.Table:
     """All events of some customers, the same ones for the same events."""
-    with duckdb.connect() as connection:
-        chosen = connection.execute(
+    with scratch(workspace) as (connection, _):
+        chosen = connection.raw_sql(
             """
             SELECT customer_id FROM read_parquet(?) GROUP BY customer_id
             ORDER BY count(*) BETWEEN ? AND ? DESC, md5(customer_id), customer_id LIMIT ?
             """,
-            [str(workspace.events), FEWEST, MOST, CUSTOMERS],
+            parameters=[str(workspace.events), FEWEST, MOST, CUSTOMERS],
         ).fetchall()
     ids = pa.array([customer for (customer,) in chosen], pa.string())
     return dataset.dataset(workspace.events).to_table(filter=pc.field("customer_id").isin(ids))

@@ -5,7 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import ibis
 import msgspec
 import numpy as np
 import pandas as pd
@@ -67,6 +69,24 @@ def test_labels_and_features_of_a_row_are_of_its_customer_and_cutoff(workspace: 
             silent_days = (rows.cutoffs[row] - seconds[after < 0].max()) / DAY_S
             assert features["days_since_purchase"] == pytest.approx(silent_days, rel=1e-5)
             assert features["spend_90d"] == pytest.approx(amounts[(after < 0) & (after >= -90 * DAY_S)].sum(), rel=1e-5)
+
+
+def test_no_database_that_training_opens_may_take_all_memory(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    connect = ibis.duckdb.connect
+
+    def asked(*args: Any, **options: Any) -> ibis.BaseBackend:
+        connection = connect(*args, **options)
+        limits.append(connection.raw_sql("SELECT current_setting('memory_limit')").fetchone()[0])
+        return connection
+
+    monkeypatch.setattr(ibis.duckdb, "connect", asked)
+    build(workspace, code="limits")
+
+    assert len(limits) >= 4  # the probes, features before and after a planted future, labels
+    assert set(limits) == {"1.8 GiB"}  # MEMORY, in DuckDB's words
 
 
 def test_parts_hold_their_own_cutoffs_and_labels_of_one_end_before_the_next_begins(

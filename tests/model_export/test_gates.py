@@ -13,7 +13,8 @@ from feature_client.contract import Contract
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
-from model_export.bootstrap import Draws
+from feature_client.schema import FloatArray
+from model_export.bootstrap import Draws, rmse_capped
 from model_export.card import card
 from model_export.champion import OtherFeatures, scores_of
 from model_export.evaluate import calibration_bins
@@ -121,6 +122,58 @@ def test_a_perfect_model_does_not_fail_by_chance(run: Run, customers: int) -> No
     assert failed <= 3
 
 
+def judged(run: Run, place: int, score: FloatArray, label: FloatArray) -> Verdict:
+    """What the calibration gate of one task says of rows that are a customer each."""
+    holdout = replace(
+        run.holdout,
+        scores=score[:, None].astype(np.float32),
+        labels=label[:, None].astype(np.float32),
+        eligible=np.ones((len(score), 1), dtype=bool),
+        naive=score[:, None].astype(np.float32),
+        naive_features=("itself",),
+        customers=np.arange(len(score)),
+    )
+    return judge(replace(run.contract, tasks=run.contract.tasks[place : place + 1]), holdout, None)[0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rows", "outcome", "why"),
+    [
+        (1.0, 4_000, "passed", ""),
+        (1.0, 30, "not judged", "too few rows"),
+        (0.78, 2_000, "not judged", "outside, but perhaps by chance"),
+        (1.28, 2_000, "not judged", "outside, but perhaps by chance"),
+        (0.65, 100, "not judged", "too few rows"),
+        (0.65, 4_000, "failed", ""),
+        (1.5, 4_000, "failed", ""),
+    ],
+)
+def test_a_sum_passes_only_within_its_bounds_and_where_the_rows_can_tell(
+    run: Run, ratio: float, rows: int, outcome: str, why: str
+) -> None:
+    label = np.random.default_rng(0).lognormal(0.0, 1.0, rows)
+
+    said = judged(run, 2, np.full(rows, ratio * label.mean()), label)
+
+    assert (said.metric, said.outcome) == ("sum_ratio", outcome)
+    assert said.says.startswith(f"{why}: {ratio:g} [".removeprefix(": "))
+    assert said.says.endswith("]; allowed is 0.8 to 1.25")
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcome", "begins"), [(800, "not judged", "above, but perhaps by chance: 0.1"), (8_000, "failed", "0.1")]
+)
+def test_an_ece_above_its_bound_never_passes(run: Run, rows: int, outcome: str, begins: str) -> None:
+    score = np.linspace(0.0, 0.2, rows)
+    label = (np.random.default_rng(0).random(rows) < score + 0.11).astype(float)
+
+    said = judged(run, 0, score, label)
+
+    assert (said.metric, said.outcome) == ("ece", outcome)
+    assert said.says.startswith(begins)
+    assert said.says.endswith(" may be chance; allowed is at most 0.08")
+
+
 def test_chance_explains_less_the_more_rows_there_are() -> None:
     rng = np.random.default_rng(0)
     score = rng.beta(1.0, 3.0, 20_000)
@@ -169,12 +222,20 @@ def test_a_champion_of_other_features_is_met_by_what_it_states_of_the_same_data(
     silent = [verdict for verdict in judge(bad.contract, bad.holdout, other) if verdict.gate == "champion"]
 
     assert len(stated) == 4
-    unstated = [line for line in stated if line.endswith("rmse_capped: engagement.1 does not state it")]
-    met = "that the contract of engagement.1 states of the same data, worse by"
-    assert len(unstated) + sum(met in line for line in stated) == 4
-    assert len(unstated) <= 1
+    assert all("that the contract of engagement.1 states of the same data, worse by" in line for line in stated)
+    failed = outcomes(judge(bad.contract, bad.holdout, same), "failed")
+    assert ("spend_90d", "champion", "rmse_capped") in failed
     assert {verdict.outcome for verdict in silent} == {"not judged"}
     assert all("other data, and cannot score these rows: it reads another" in verdict.says for verdict in silent)
+
+
+def test_a_contract_states_the_error_that_the_gates_compare(run: Run) -> None:
+    place = run.contract.task_names.index("spend_90d")
+    score, label = (kept[:, place].astype(np.float64) for kept in (run.holdout.scores, run.holdout.labels))
+
+    own = rmse_capped(score, label)(np.ones((1, len(label))))
+
+    assert run.contract.metrics["spend_90d"]["rmse_capped"] == pytest.approx(own[0])
 
 
 def test_nothing_is_said_of_a_task_that_is_defined_for_nobody(run: Run) -> None:

@@ -76,17 +76,9 @@ def test_who_would_be_answered_too_late_is_refused_at_once_behind_others(admissi
     assert admission.rows["explain"] == 20
 
 
-def test_a_lane_that_is_slower_than_its_graph_is_known_to_be(admission: Admission) -> None:
-    """Giving way to predictions may take many times what the graph does."""
-    for _ in range(60):
-        admission.enter("explain", 1, row_s=1e-6)
-        admission.enter("explain", 1, row_s=1e-6)
-        time.sleep(0.002)
-        admission.leave("explain", 1)
-        admission.leave("explain", 1)
-    assert admission.paces["explain"].row_s > 1e-4
-
-    admission.enter("explain", 32, row_s=1e-6)
+def test_what_is_done_besides_the_rows_counts(admission: Admission) -> None:
+    deadline = time.monotonic() + 5
+    admission.enter("explain", 1, row_s=1e-6, deadline=deadline, besides_s=60)  # nobody is before it: it is tried
     with pytest.raises(Overloaded):
-        admission.enter("explain", 32, row_s=1e-6, deadline=time.monotonic() + 64 * 1e-5)
-    admission.enter("explain", 32, row_s=1e-6, deadline=time.monotonic() + 60)
+        admission.enter("explain", 1, row_s=1e-6, deadline=deadline, besides_s=60)
+    admission.enter("explain", 1, row_s=1e-6, deadline=deadline, besides_s=1)

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +17,7 @@ from redis import Redis
 from feature_client.contract import ATOL, RTOL
 from feature_client.golden import Tensors
 from feature_client.release import Release
+from service import predictor, turns
 from service.backends.embedded import EmbeddedBackend
 from tests.feast_layout import field_of, key_of, store
 from tests.service.conftest import DAY_S, NOW, Start, rows_of
@@ -249,6 +252,32 @@ def test_reasons_are_shed_before_scores(start: Start, customers: list[str]) -> N
     for answer in answers:
         for prediction in answer["predictions"]:
             assert all(close(prediction["scores"][task], plain[task]) for task in plain)
+
+
+def test_without_the_time_for_reasons_beside_predictions_the_scores_still_come(
+    start: Start, customers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = predictor._explain
+
+    def slowly(*arguments: Any) -> None:
+        ends = time.thread_time() + 0.02
+        while time.thread_time() < ends:
+            pass
+        write(*arguments)
+
+    monkeypatch.setattr(predictor, "_explain", slowly)
+    monkeypatch.setattr(predictor, "LATELY_S", 600.0)
+    monkeypatch.setattr(turns, "LONGEST_REST_S", 600.0)
+    url = start()
+    plain = predict(url, "c1")["predictions"][0]["scores"]
+    body = {"entities": [{"customer_id": "c1"}] * 16, "explain": 2}
+
+    response = requests.post(f"{url}/v1/predict", json=body, headers={"X-Deadline-Ms": "3000"}, timeout=30)
+
+    assert response.status_code == 200
+    for prediction in response.json()["predictions"]:
+        assert prediction["explanations"] is None
+        assert all(close(prediction["scores"][task], plain[task]) for task in plain)
 
 
 def test_http_objects_and_onnx_give_the_same_scores(url: str, customers: list[str], release: Release) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from service.asker import Asker
-from service.errors import DeadlineExceeded
+from service.errors import ClientGone, DeadlineExceeded
 from service.turns import SHARE, Turns, _OwnTime
 
 PATIENT = Asker("r", deadline=math.inf)
@@ -37,8 +37,8 @@ def test_whoever_needs_the_loop_waits_for_one_piece_whoever_has_how_many() -> No
 
     asyncio.run(scenario())
 
-    assert "".join(done).replace("-", "") == "ababab"
-    assert not {"ab", "ba"} & {first + second for first, second in itertools.pairwise(done)}
+    assert "".join(done).replace("-", "") == "aaabbb"
+    assert not {"aa", "ab", "bb"} & {first + second for first, second in itertools.pairwise(done)}
 
 
 def test_a_piece_that_fails_is_its_owners_error_and_holds_up_nobody() -> None:
@@ -152,3 +152,51 @@ def test_work_that_is_cancelled_or_fails_ends_as_it_would_alone() -> None:
 
     asyncio.run(scenario())
     assert ended == ["tidied up"]
+
+
+def test_of_more_than_there_is_time_for_some_are_in_time_and_the_others_stop_at_their_deadline() -> None:
+    """Taking turns piece by piece, all of them would be too late."""
+    pieces = 20
+
+    async def client(turns: Turns, deadline: float) -> bool:
+        try:
+            await turns.take([partial(work_for, 0.0005)] * pieces, Asker("r", deadline=deadline))
+        except DeadlineExceeded:
+            return False
+        return True
+
+    async def scenario() -> list[bool]:
+        turns = Turns(lambda: True)
+        # One takes some 0.33 s while somebody is always under way; there is time for three or four of eight.
+        deadline = time.monotonic() + 1.2
+        return await asyncio.gather(*(client(turns, deadline) for _ in range(8)))
+
+    in_time = asyncio.run(scenario())
+    assert in_time[0]
+    assert not in_time[-1]
+    assert in_time == sorted(in_time, reverse=True)
+
+
+def test_the_pace_is_that_of_pieces_with_what_they_give_way() -> None:
+    piece_s = 0.0005
+
+    async def scenario() -> float:
+        turns = Turns(lambda: True)
+        await turns.take([partial(work_for, piece_s)] * 30, PATIENT)
+        return turns.pace.row_s
+
+    assert asyncio.run(scenario()) > 0.5 * piece_s / SHARE
+
+
+def test_nothing_more_is_done_for_who_has_gone() -> None:
+    done: list[int] = []
+
+    async def scenario() -> None:
+        turns = Turns(lambda: False)
+        gone = Asker("r", has_left=lambda: True, deadline=time.monotonic() + 60)
+        with pytest.raises(ClientGone):
+            await turns.take([partial(work_for, 0.15), partial(done.append, 1), partial(done.append, 2)], gone)
+        await turns.take([partial(done.append, 3)], PATIENT)
+
+    asyncio.run(scenario())
+    assert done == [3]

@@ -63,6 +63,22 @@ def test_refused_rows_are_counted_by_reason_and_kept_aside(tmp_path: Path) -> No
     assert {row["type"] for row in kept if row["reason"] == "unknown type"} == {"refund", None}
 
 
+@pytest.mark.parametrize("name", ["reason", "Reason", "why_refused", "WHY_REFUSED"])
+def test_a_column_of_the_file_is_compared_whatever_its_name(tmp_path: Path, name: str) -> None:
+    rows = [event(**{name: said}) for said in ("gift", "gift", "own use")]
+
+    dataset = load(tmp_path, [*rows, event(**{name: "broken"}, amount=None)])
+
+    assert (dataset.events, dataset.rejected) == (2, {"duplicate": 1, "no amount": 1})
+    kept = pq.read_table(tmp_path / "rejected.parquet")
+    theirs = f"{name}_" if name.lower() == "reason" else name
+    assert kept.column_names[-2:] == [theirs, "reason"]
+    assert {(row["reason"], row[theirs]) for row in kept.to_pylist()} == {
+        ("duplicate", "gift"),
+        ("no amount", "broken"),
+    }
+
+
 def test_the_real_data_is_cleaned_by_its_rules_and_every_line_is_accounted_for(
     retail_file: Path, tmp_path: Path
 ) -> None:
