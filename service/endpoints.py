@@ -73,7 +73,7 @@ class Endpoints:
         body = {
             "ready": ready,
             "release": "loaded" if self.releases.served else "not loaded",
-            "last_reload": "failed" if self.releases.failures else "ok",
+            "last_reload": "failed" if self.releases.is_failing else "ok",
             "feature_store": store,
             "backend": "ok" if self.backend.available else "unavailable",
         }

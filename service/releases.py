@@ -128,6 +128,7 @@ class Releases:
         self.grace_s = grace_s
         self.served: Mapping[str, Served] = {}
         self.failures: Mapping[str, str] = {}  # release or file -> why it was not taken at the last look
+        self._failing: Mapping[str, Exception] = {}  # what could not be taken at the look that goes on, or the last
         self._seen: object = None
         self._broken: object = None
         self._retry_at = self._retry_wait_s = 0.0
@@ -152,6 +153,12 @@ class Releases:
         """Names of everything that is loaded on the backend."""
         return {name for loaded in self._loaded.values() for name in loaded.release.graph_names}
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether something could not be loaded: at the last look, or so far at the one that goes on, during which an
+        older release may already answer."""
+        return bool(self.failures or self._failing)
+
     async def watch(self, every_s: float) -> None:
         """Looks at the repository until cancelled."""
         while True:
@@ -170,6 +177,7 @@ class Releases:
         """Loads what has changed since the last look; failures are logged once, counted, and tried again."""
         await self._unload_idle()
         failures: dict[str, Exception] = {}
+        self._failing = failures
         if self.mirror is not None:
             try:
                 await asyncio.to_thread(self.mirror.refresh)
