@@ -29,12 +29,9 @@ class Admission:
         self.metrics = metrics
         metrics.inflight(self.rows)
 
-    def enter(
-        self, lane: str, rows: int, row_s: float = 0.0, deadline: float = math.inf, besides_s: float = 0.0
-    ) -> None:
+    def enter(self, lane: str, rows: int, row_s: float = 0.0, deadline: float = math.inf) -> None:
         """Whoever has entered leaves, whatever happens. row_s: what a row of this lane takes, as far as is known.
-        deadline: monotonic; whoever is expected to be answered after it is told so at once. besides_s: what is expected
-        to be done besides the rows, for this one and those before.
+        deadline: monotonic; whoever is expected to be answered after it is told so at once.
 
         A lane with nobody in it takes anybody: what is expected may be wrong, and would not be seen to be.
         Raises Overloaded.
@@ -43,7 +40,7 @@ class Admission:
         if self.rows[lane]:
             if after > self.limits[lane]:
                 self._refuse(lane, "inflight_rows")
-            if row_s and time.monotonic() + row_s * after + besides_s > deadline:
+            if row_s and time.monotonic() + row_s * after > deadline:
                 self._refuse(lane, "predicted_wait")
         self.rows[lane] = after
 

@@ -94,7 +94,6 @@ class Predictor:
         self.queues = Queues(releases, limits, self._scoring)
         self.turns = Turns(self.is_predicting)
         self._predicted_at = 0.0  # monotonic: when a prediction was last admitted
-        self._explaining = 0  # entities whose reasons are asked for
 
     async def predict(self, request: PredictRequest, asker: Asker) -> PredictResponse:
         """Raises the errors of service/errors.py."""
@@ -203,12 +202,9 @@ class Predictor:
     ) -> Iterator[list[Place]]:
         served, arms = self.arms(request, asker)
         places = self._admit(served, arms, wanted, request, asker)
-        reasons = len(request.entities) if isinstance(wanted, Asked) else 0
-        self._explaining += reasons
         try:
             yield places
         finally:
-            self._explaining -= reasons
             self.admission.leave("predict" if wanted is None else "explain", sum(place.weight for place in places))
 
     async def _answered(self, places: Sequence[Place], asker: Asker) -> list[Answered]:
@@ -252,10 +248,7 @@ class Predictor:
         if wanted is None:
             self.admission.enter("predict", weight)
         else:
-            reasons = len(request.entities) if isinstance(wanted, Asked) else 0
-            writing_s = self.turns.pace.expected_s(self._explaining + reasons)
-            pace = arms[0].loaded.paces[EXPLAINERS[0]]
-            self.admission.enter("explain", weight, pace.row_s, asker.deadline, writing_s)
+            self.admission.enter("explain", weight, arms[0].loaded.paces[EXPLAINERS[0]].row_s, asker.deadline)
         admitted = time.monotonic()
         if wanted is None:
             self._predicted_at = admitted

@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 
 from service.asker import Asker
 from service.errors import ClientGone, DeadlineExceeded
-from service.pace import Pace
 
 SHARE = 0.03
 """Of the event loop's time that explanations get while there is always somebody who goes first. What they do elsewhere
@@ -19,9 +18,6 @@ LONGEST_REST_S = 0.05
 """However much was done before, the next piece waits no longer than that."""
 
 STEP_S = 0.0005
-
-FIRST_GUESS_S = 0.0003
-"""Of a piece, until one was seen."""
 
 ASK_EVERY_S = 0.1
 """How often somebody whose pieces are being done is asked whether they are still there."""
@@ -34,13 +30,11 @@ class Turns:
     answered in time, and not all of them too late.
 
     is_busy: whether somebody is under way who goes first. share: of the loop's time, meanwhile.
-    pace: what a piece takes, giving way included.
     """
 
     def __init__(self, is_busy: Callable[[], bool], share: float = SHARE) -> None:
         self.is_busy = is_busy
         self.share = share
-        self.pace = Pace(FIRST_GUESS_S)
         self._turn = asyncio.Lock()
         self._rests_until = 0.0  # monotonic
 
@@ -52,7 +46,6 @@ class Turns:
         async with self._turn_by(asker.deadline - spare_s):
             asked = time.monotonic()
             for piece in pieces:
-                began = time.monotonic()
                 await self._give_way()
                 now = time.monotonic()
                 if now >= asker.deadline - spare_s:
@@ -66,7 +59,6 @@ class Turns:
                     piece()
                 finally:
                     self._rest(time.thread_time() - started)
-                self.pace.seen(1, time.monotonic() - began)
                 await asyncio.sleep(0)
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:

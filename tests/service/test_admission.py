@@ -74,11 +74,3 @@ def test_who_would_be_answered_too_late_is_refused_at_once_behind_others(admissi
         admission.enter("explain", 10, row_s=1.0, deadline=now + 15)
     assert shed(admission, "explain", "predicted_wait") == 1
     assert admission.rows["explain"] == 20
-
-
-def test_what_is_done_besides_the_rows_counts(admission: Admission) -> None:
-    deadline = time.monotonic() + 5
-    admission.enter("explain", 1, row_s=1e-6, deadline=deadline, besides_s=60)  # nobody is before it: it is tried
-    with pytest.raises(Overloaded):
-        admission.enter("explain", 1, row_s=1e-6, deadline=deadline, besides_s=60)
-    admission.enter("explain", 1, row_s=1e-6, deadline=deadline, besides_s=1)

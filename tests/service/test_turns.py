@@ -177,17 +177,6 @@ def test_of_more_than_there_is_time_for_some_are_in_time_and_the_others_stop_at_
     assert in_time == sorted(in_time, reverse=True)
 
 
-def test_the_pace_is_that_of_pieces_with_what_they_give_way() -> None:
-    piece_s = 0.0005
-
-    async def scenario() -> float:
-        turns = Turns(lambda: True)
-        await turns.take([partial(work_for, piece_s)] * 30, PATIENT)
-        return turns.pace.row_s
-
-    assert asyncio.run(scenario()) > 0.5 * piece_s / SHARE
-
-
 def test_nothing_more_is_done_for_who_has_gone() -> None:
     done: list[int] = []
 
