@@ -8,21 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from feature_client.errors import RapportError
 from feature_client.schema import FeatureSchema, FloatArray
-from model_export import boosted
+from model_export import boosted, naive
 from model_export.calibration import factor, logit, platt
 from model_export.evaluate import area_under_curve
 from model_export.rows import Dataset, Rows
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """scikit-learn's C, inverse penalties of the linear models, which the validation rows choose from."""
-
-NAIVE_FEATURE, NAIVE_DAYS = "spend_365d", 365.0
 
 
 class BaselineError(RapportError):
@@ -38,18 +35,23 @@ class Forecast:
 
 
 def best_feature(dataset: Dataset) -> tuple[Forecast, dict[str, str]]:
-    """The single numeric feature that ranks the validation rows best, for each probability; amounts by the last year's
-    spend. Also task -> which feature, with its sign."""
-    forecast, chosen = _empty(dataset), {}
-    for position, task in enumerate(dataset.tasks):
+    """The single numeric feature that ranks the validation rows best, for each probability, calibrated; amounts by the
+    last year's spend. Also task -> which feature, with its sign. Raises BaselineError where there is none."""
+    forecast, chosen, newest = _empty(dataset), {}, dataset.calibrating
+    found = naive.baselines(dataset.schema, dataset.tasks, dataset.validation)
+    for position, (task, baseline) in enumerate(zip(dataset.tasks, found, strict=True)):
+        if baseline is None:
+            raise BaselineError(f"{task.name}: nothing to forecast it by without a model")
+        level, scores = (
+            baseline.scores(dataset.schema, rows.numeric).astype(np.float64) for rows in (newest, dataset.test)
+        )
         if task.kind == "amount":
-            name = f"{NAIVE_FEATURE} x {task.horizon_days}/{NAIVE_DAYS:.0f}"
-            forecast.scores[:, position] = _naive(dataset, task.horizon_days)
-            forecast.logs[:, position] = np.log1p(forecast.scores[:, position])
+            chosen[task.name] = f"{baseline.feature} x {task.horizon_days}/{naive.YEAR_DAYS}"
+            forecast.scores[:, position], forecast.logs[:, position] = scores, np.log1p(scores)
         else:
-            name, scores = _best_of(dataset, position)
-            forecast.scores[:, position] = scores
-        chosen[task.name] = name
+            chosen[task.name] = f"{'-' if baseline.factor < 0 else ''}{baseline.feature}"
+            own = _signed_log(level)[newest.eligible[:, position]]
+            forecast.scores[:, position] = _calibrated(own, _labels(newest, position), _signed_log(scores))
     return forecast, chosen
 
 
@@ -122,41 +124,6 @@ def _smearing(logs: FloatArray, labels: FloatArray) -> float:
     """The mean of an amount is above the exponential of its mean logarithm, by how much these rows say (Duan 1983,
     "Smearing Estimate")."""
     return float(labels.sum() / max(np.expm1(logs).sum(), 1e-9))
-
-
-def _naive(dataset: Dataset, days: int) -> FloatArray:
-    """The last year's spend goes on as it was."""
-    names = [feature.name for feature in dataset.schema.numeric]
-    if NAIVE_FEATURE not in names:
-        raise BaselineError(f"the naive forecast needs the feature {NAIVE_FEATURE}, which the schema does not have")
-    spend = np.nan_to_num(dataset.test.numeric[:, names.index(NAIVE_FEATURE)].astype(np.float64))
-    return np.asarray(spend * (days / NAIVE_DAYS))
-
-
-def _best_of(dataset: Dataset, position: int) -> tuple[str, FloatArray]:
-    """The feature, with its sign, and calibrated scores of the test rows."""
-    keep, aim = dataset.validation.eligible[:, position], _labels(dataset.validation, position)
-    newest = dataset.calibrating
-    last, level = newest.eligible[:, position], _labels(newest, position)
-    found = []
-    for column, feature in enumerate(dataset.schema.numeric):
-        middle = _middle(dataset.train.numeric[:, column]) if feature.default is None else feature.default
-        own, latest, others = (
-            _signed_log(np.nan_to_num(rows.numeric[:, column].astype(np.float64), nan=middle))
-            for rows in (dataset.validation, newest, dataset.test)
-        )
-        area = area_under_curve(own[keep], aim)
-        sign = 1.0 if area >= 0.5 else -1.0
-        said = f"{'-' if sign < 0 else ''}{feature.name}"
-        found.append((max(area, 1 - area), said, sign * latest[last], sign * others))
-    _, name, best, rest = max(found, key=lambda one: one[0])
-    return name, _calibrated(best, level, rest)
-
-
-def _middle(values: npt.NDArray[np.float32]) -> float:
-    """The median of what is known, 0 where nothing is."""
-    known = values[~np.isnan(values)]
-    return float(np.median(known)) if len(known) else 0.0
 
 
 def _signed_log(values: FloatArray) -> FloatArray:

@@ -5,6 +5,7 @@ compared are given the same draws (a paired bootstrap): what is hard in the rows
 Efron and Tibshirani 1993, "An Introduction to the Bootstrap"; percentile intervals.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,12 +66,16 @@ class Draws:
     def interval(self, figure: Figure, level: float = LEVEL) -> Interval:
         """The figure of the rows as they are, and the middle `level` of those of the draws."""
         value = float(figure(np.ones((1, len(self.customers))))[0])
-        found = self.figures(figure)
-        found = found[~np.isnan(found)]
-        if not len(found):
-            return Interval(value, np.nan, np.nan)
-        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(value, float(low), float(high))
+        return Interval(value, *ends(self.figures(figure), level))
+
+
+def ends(found: FloatArray, level: float = LEVEL) -> tuple[float, float]:
+    """Of the middle `level` of what was drawn. NaN (a draw without both classes) is left out; NaN where all are."""
+    known = found[~np.isnan(found)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def auc(score: FloatArray, label: FloatArray) -> Figure:

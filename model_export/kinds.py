@@ -31,7 +31,7 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
     fitted = dataset.train if dataset.known is None else dataset.known
     columns.fit(fitted.numeric, fitted.categorical)
     if estimator == "lightgbm":
-        found = boosted.fit(dataset, seed=seed)
+        found = boosted.fit(dataset, seed=seed, logs=False)
         model = from_boosters([found[task.name].score for task in tasks])
     else:
         model = from_sklearn(linear.fit(dataset, columns), columns.width)

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.schema import FloatArray
-
-LEVEL = 0.95
+from model_export.bootstrap import ends
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,8 @@ class Interval:
 
     @classmethod
     def of(cls, values: FloatArray) -> "Interval":
-        """The central LEVEL of the values; NaN (a draw without both classes) is left out."""
-        known = values[~np.isnan(values)]
-        if not len(known):
-            return cls(float("nan"), float("nan"))
-        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return cls(float(low), float(high))
+        """The ends of what was drawn (see bootstrap.ends)."""
+        return cls(*ends(values))
 
     def __str__(self) -> str:
         return f"[{self.low:.3f}, {self.high:.3f}]"

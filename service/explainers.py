@@ -7,6 +7,26 @@ from feature_client.contract import EXPLAINERS, Contract
 from service.errors import InvalidRequest
 from service.reasons import Asked, error_of
 
+LEARNING_RATE = 0.1
+"""How much of a new measurement goes into what is expected."""
+
+OUTLIER = 11.0
+"""A run that took more times what was expected counts for so many: one that hung must not refuse all others. It may
+still double what is expected."""
+
+
+class Pace:
+    """How long a graph takes for one explained entity, as it was seen lately through this backend."""
+
+    def __init__(self, row_s: float) -> None:
+        self.row_s = row_s
+
+    def seen(self, rows: int, seconds: float) -> None:
+        self.row_s += LEARNING_RATE * (min(seconds / rows, OUTLIER * self.row_s) - self.row_s)
+
+    def expected_s(self, rows: int) -> float:
+        return rows * self.row_s
+
 
 def choose(name: str, contract: Contract, asked: Asked, expected_s: Callable[[str], float]) -> Asked:
     """With its explainer. name: of the release. expected_s: explainer -> how long it would run for this request.

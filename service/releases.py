@@ -16,8 +16,8 @@ from feature_client.release import Release, ReleaseError, ReleaseGraph, list_ver
 from feature_client.routes import Route, read_routes
 from service.backends import GOLDEN_TIMEOUT_S, Backend, BackendUnavailable, BadModelOutput, Unreachable
 from service.errors import NotReady, UnknownModel
+from service.explainers import Pace
 from service.metrics import Metrics
-from service.pace import Pace
 from service.reasons import ReasonWriter
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed

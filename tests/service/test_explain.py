@@ -13,7 +13,7 @@ import requests
 from feature_client.contract import ATOL, RTOL
 from feature_client.release import Release, graph_file
 from model_export.verify import Session
-from service.pace import Pace
+from service.explainers import Pace
 from tests.service.conftest import NOW, Start, rows_of
 from tests.service.test_canary import CROWD, canary, write_routes
 from tests.service.test_predict import close, explain, predict

@@ -8,8 +8,7 @@ import pytest
 from feature_client.contract import Contract, Errors, Explainer, Explanation
 from feature_client.release import Release
 from service.errors import InvalidRequest
-from service.explainers import choose, weight_of
-from service.pace import Pace
+from service.explainers import Pace, choose, weight_of
 from service.reasons import Asked, error_of
 
 TASKS = ("purchase_30d", "churn_90d", "spend_90d")
