@@ -70,7 +70,7 @@ class Inputs(nn.Module):
     fill: Tensor  # [N] in place of a missing number
     logged: Tensor  # bool [N]
     mean: Tensor  # [N]
-    scale: Tensor  # [N] 1 / standard deviation; 0 for columns that are constant in training: no evidence, no influence
+    scale: Tensor  # [N] 1 / standard deviation; 0 for columns without evidence in training, which get no influence
     absent_mean: Tensor  # [nullable]
     absent_scale: Tensor  # [nullable]
     ratio_offset: Tensor  # [R]
@@ -111,8 +111,11 @@ class Inputs(nn.Module):
         self.register_buffer("denominator_at", _positions([names.index(name) for name in denominators]))
         self.register_buffer("table_at", _positions(np.cumsum([0, *sizes])[:-1].tolist()))
 
-    def fit(self, numeric: npt.NDArray[np.float32]) -> None:
-        """Fits every buffer on training rows [rows, N]; NaN is missing."""
+    def fit(self, numeric: npt.NDArray[np.float32], evidenced: npt.NDArray[np.bool_] | None = None) -> None:
+        """Fits every buffer on training rows [rows, N]; NaN is missing.
+
+        evidenced: bool [N], features that may have influence, by default all; of those, columns that vary have it.
+        """
         raw = numeric.astype(np.float64)
         self.fill.copy_(torch.tensor([_fill(raw[:, i], default) for i, default in enumerate(self.defaults)]))
         clean = self._clean(torch.from_numpy(numeric))
@@ -122,6 +125,11 @@ class Inputs(nn.Module):
         _fit_scale(self._absent(torch.from_numpy(numeric)), self.absent_mean, self.absent_scale)
         ratios = self._ratios(clean.index_select(1, self.numerator_at), clean.index_select(1, self.denominator_at))
         _fit_scale(ratios, self.ratio_mean, self.ratio_scale)
+        if evidenced is not None:
+            known = torch.from_numpy(evidenced)
+            self.scale *= known
+            self.absent_scale *= known[self.nullable_at]
+            self.ratio_scale *= known[self.numerator_at] & known[self.denominator_at]
 
     def fit_unseen(self, categorical: npt.NDArray[np.int64]) -> None:
         """Gives embeddings that no training row touched (often missing or unseen) the mean of those that were."""

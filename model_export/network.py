@@ -40,6 +40,7 @@ class Network(nn.Module):
 
     def __init__(self, schema: FeatureSchema, tasks: Sequence[Task]) -> None:
         super().__init__()
+        self.schema = schema
         self.kinds = [task.kind for task in tasks]
         self.head_widths = [HEAD_WIDTHS[kind] for kind in self.kinds]
         self.inputs = Inputs(schema)
@@ -52,9 +53,15 @@ class Network(nn.Module):
             self.register_buffer(name, torch.full((len(tasks),), value))
         self.register_buffer("log_ceiling", torch.full((len(tasks),), 20.0))
 
-    def fit_inputs(self, numeric: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> None:
-        """Fits the preprocessing and the range of the amounts on training rows; labels [rows, T]."""
-        self.inputs.fit(numeric)
+    def fit_inputs(
+        self,
+        numeric: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.float32],
+        evidenced: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Fits the preprocessing and the range of the amounts on training rows; labels [rows, T]. evidenced: as in
+        `Inputs.fit`."""
+        self.inputs.fit(numeric, evidenced)
         for task, kind in enumerate(self.kinds):
             positive = labels[labels[:, task] > 0, task].astype(np.float64)
             if kind == "amount" and len(positive):

@@ -12,6 +12,9 @@ from feature_client.schema import DAY_S, FeatureBatch, FeatureSchema, FloatArray
 HALF_LIFE_DAYS = 180.0
 """Of what a row counts: a season of a year ago still counts a quarter. docs/model-quality.md: what was tried."""
 
+LEAST_EVIDENCE = 0.5
+"""A feature that whole cutoffs lack is learned from if every task has it at the cutoffs of this share of its rows."""
+
 CALIBRATING = 3
 """Cutoffs that a model is calibrated on: the newest, because levels drift."""
 
@@ -42,6 +45,18 @@ class Rows:
         """Weights [rows] that halve every HALF_LIFE_DAYS into the past, of mean 1: customers and seasons drift."""
         weights = 0.5 ** ((self.cutoffs.max() - self.cutoffs) / DAY_S / HALF_LIFE_DAYS)
         return np.asarray(weights / weights.mean(), np.float32)
+
+    def evidenced(self) -> npt.NDArray[np.bool_]:
+        """Numeric features [N] that can be learned from: those that customers lack, but not those that cutoffs lack.
+
+        What looks a year back is missing for everybody in a history's first year. Of two tasks that share a trunk, one
+        whose labels mature late may then never have seen it, and would make of it whatever the other has learned.
+        """
+        moments, which = np.unique(self.cutoffs, return_inverse=True)
+        there = np.stack([~np.isnan(self.numeric[which == place]).all(axis=0) for place in range(len(moments))])
+        defined = [self.eligible[:, task] for task in range(self.eligible.shape[1]) if self.eligible[:, task].any()]
+        shares = [there[which[rows]].mean(axis=0) for rows in defined]
+        return np.asarray(np.all([share >= LEAST_EVIDENCE for share in shares], axis=0))
 
     def newest(self, cutoffs: int) -> "Rows":
         """The rows at the last cutoffs of each task, of those at which it is defined for anybody; eligible alike."""

@@ -1,11 +1,14 @@
 """Fits the network, and calibrates it on the newest rows whose labels are known before the test cutoffs.
 
 Where a data set says what is known then (`Dataset.known`), the network is fitted on all of it, the newest rows counting
-most, for a fixed number of epochs; else on the training rows, until the validation rows get no better.
+most, for a fixed number of epochs; else on the training rows, until the validation rows get no better. On few rows one
+network is as good or bad as its seed: there several are fitted, and one learns their mean forecast, which costs the
+gateway nothing (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531).
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +18,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from feature_client.contract import eligible_rows
 from feature_client.errors import RapportError
-from feature_client.schema import FloatArray
+from feature_client.schema import CALENDAR, YEAR_S, FeatureSchema, FloatArray
 from model_export.calibration import factor, platt
 from model_export.network import Network
 from model_export.rows import Dataset, Rows
@@ -29,6 +33,18 @@ PATIENCE = 4
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 MIN_BATCH, MAX_BATCH = 64, 2048
+
+TEACHERS = 3
+DISTILLED_ROWS = 250_000
+"""With more rows one network is fitted and taken as it is."""
+
+STUDENT_LEARNING_RATE = 4e-3
+"""Higher than of those that learn from labels: a mean forecast has no noise that could be learned by heart."""
+
+ANY_SEASON = 0.3
+"""Of the rows of each batch, those that are shown with any day of the year: few years do not tell a season from the
+year that it was seen in, and of a season that no row has, this makes the average of the others."""
+
 NODES = 16
 """Of the log-normal at which logarithms of amounts are averaged."""
 
@@ -67,12 +83,13 @@ def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
     rows = dataset.train if dataset.known is None else dataset.known
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(dataset.schema, dataset.tasks)
-        network.fit_inputs(rows.numeric, rows.labels)
         if dataset.known is None:
-            _descend(network, Tensors.of(rows), Tensors.of(dataset.validation), epochs)
+            network = _fresh(dataset, rows)
+            _descend(network, Tensors.of(rows), epochs, validation=Tensors.of(dataset.validation))
+        elif len(rows) > DISTILLED_ROWS:
+            network = _from_labels(dataset, rows, epochs)
         else:
-            _descend(network, Tensors.of(rows, rows.recency()), None, epochs)
+            network = _distilled(dataset, rows, [_from_labels(dataset, rows, epochs) for _ in range(TEACHERS)], epochs)
     network.inputs.fit_unseen(rows.categorical)
     calibrate(network, dataset.calibrating)
     return network.eval()
@@ -106,22 +123,49 @@ def predict_logs(network: Network, rows: Rows) -> FloatArray:
     return found
 
 
-def loss_by_task(network: Network, data: Tensors) -> Tensor:
-    """Negative log-likelihood of each task [T], the mean over the rows for which the task is defined.
+@dataclass(frozen=True)
+class Targets:
+    """What a forecast should say, each [rows, T]: the chance of the event, or of any amount; of the logarithm of an
+    amount, where there is any, mean and variance."""
+
+    chance: Tensor
+    log_mean: Tensor
+    log_variance: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "Targets":
+        positive = labels > 0  # a label that is not a number is neither, and stays one in the loss
+        chance = torch.where(positive, 1.0, labels)
+        return cls(chance, torch.log(torch.where(positive, labels, 1.0)), torch.zeros_like(labels))
+
+    @classmethod
+    def taught(cls, teachers: Sequence[Network], data: Tensors) -> "Targets":
+        """The mean forecast of the teachers: of amounts their mixture, as its first two moments."""
+        with torch.no_grad():
+            said = [_distributions(teacher, data) for teacher in teachers]
+        chances, means, variances = (torch.stack(parts) for parts in zip(*said, strict=True))  # [teachers, rows, T]
+        shares = chances / chances.sum(dim=0).clamp(min=1e-9)
+        mean = (shares * means).sum(dim=0)
+        return cls(chances.mean(dim=0), mean, (shares * (variances + (means - mean) ** 2)).sum(dim=0))
+
+
+def loss_by_task(network: Network, data: Tensors, targets: Targets | None = None) -> Tensor:
+    """Cross-entropy of each task [T] against the targets, by default the labels, of which it is the negative
+    log-likelihood; the mean over the rows for which the task is defined.
 
     Amounts: the zero-inflated log-normal loss, cross-entropy of "any" plus the log-normal density of how much.
     """
+    targets = targets or Targets.of(data.labels)
     losses = []
     for task, raw in enumerate(network.raw(network.inputs.lift(data.numeric, data.categorical))):
-        label, weight = data.labels[:, task], data.weights[:, task]
+        chance, weight = targets.chance[:, task], data.weights[:, task]
         if network.kinds[task] == "probability":
-            loss = binary_cross_entropy_with_logits(raw[:, 0], label, reduction="none")
+            loss = binary_cross_entropy_with_logits(raw[:, 0], chance, reduction="none")
         else:
             logit, mu, sigma = (part[:, 0] for part in network.ziln(task, raw))
-            spent = (label > 0).float()
-            log_label = torch.log(torch.where(label > 0, label, 1.0))
-            density = ((log_label - mu) / sigma) ** 2 / 2 + torch.log(sigma)
-            loss = binary_cross_entropy_with_logits(logit, spent, reduction="none") + spent * density
+            squares = (targets.log_mean[:, task] - mu) ** 2 + targets.log_variance[:, task]
+            density = squares / sigma**2 / 2 + torch.log(sigma)
+            loss = binary_cross_entropy_with_logits(logit, chance, reduction="none") + chance * density
         losses.append((loss * weight).sum() / weight.sum().clamp(min=1e-3))
     return torch.stack(losses)
 
@@ -142,19 +186,81 @@ def calibrate(network: Calibrated, rows: Rows) -> None:
             network.slope[task], network.shift[task] = platt(logits, label)
 
 
-def _descend(network: Network, train: Tensors, validation: Tensors | None, epochs: int) -> None:
-    """validation: chooses the epoch; without it the last is taken, which the falling learning rate has made calm."""
+def _fresh(dataset: Dataset, rows: Rows) -> Network:
+    network = Network(dataset.schema, dataset.tasks)
+    network.fit_inputs(rows.numeric, rows.labels, rows.evidenced())
+    return network
+
+
+def _from_labels(dataset: Dataset, rows: Rows, epochs: int) -> Network:
+    network = _fresh(dataset, rows)
+    _descend(network, Tensors.of(rows, rows.recency()), epochs)
+    return network.eval()
+
+
+def _distilled(dataset: Dataset, rows: Rows, teachers: Sequence[Network], epochs: int) -> Network:
+    """Also from rows whose labels are not known yet: a forecast needs none."""
+    network = _fresh(dataset, rows)
+    defined = replace(rows, eligible=eligible_rows(dataset.schema, dataset.tasks, rows.numeric))
+    _descend(
+        network,
+        Tensors.of(defined, rows.recency()),
+        epochs,
+        aims=lambda part: Targets.taught(teachers, part),
+        rate=STUDENT_LEARNING_RATE,
+    )
+    return network
+
+
+def _distributions(network: Network, data: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """What it forecasts, as in `Targets`; zero moments for probabilities."""
+    raws = network.raw(network.inputs.lift(data.numeric, data.categorical))
+    columns = []
+    for task, raw in enumerate(raws):
+        if network.kinds[task] == "probability":
+            columns.append((torch.sigmoid(raw), torch.zeros_like(raw), torch.zeros_like(raw)))
+        else:
+            logit, mu, sigma = network.ziln(task, raw)
+            columns.append((torch.sigmoid(logit), mu, sigma**2))
+    chance, mean, variance = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
+    return chance, mean, variance
+
+
+def in_any_season(schema: FeatureSchema, data: Tensors) -> Tensors:
+    """The same rows, ANY_SEASON of them as if their cutoff had been on some other day of the year."""
+    moved = torch.rand(len(data)) < ANY_SEASON
+    instants = torch.rand(int(moved.sum()), dtype=torch.float64).numpy() * YEAR_S
+    numeric = data.numeric.clone()
+    for position, feature in enumerate(schema.numeric):
+        if feature.kind == "calendar":
+            numeric[moved, position] = torch.from_numpy(CALENDAR[feature.name](instants)).float()
+    return replace(data, numeric=numeric)
+
+
+def _descend(
+    network: Network,
+    train: Tensors,
+    epochs: int,
+    *,
+    aims: Callable[[Tensors], Targets] | None = None,
+    rate: float = LEARNING_RATE,
+    validation: Tensors | None = None,
+) -> None:
+    """aims: the targets of some rows, by default their labels. validation: chooses the epoch; without it the last is
+    taken, which the falling learning rate has made calm."""
     batch = min(max(len(train) // 64, MIN_BATCH), MAX_BATCH)
     steps = -(-len(train) // batch)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=epochs * steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=epochs * steps)
     best, best_state, since = float("inf"), copy.deepcopy(network.state_dict()), 0
     with tqdm(total=epochs * steps, desc="train", unit="batch") as progress:
         for _ in range(epochs):
             network.train()
             for rows in torch.split(torch.randperm(len(train)), batch):
+                part = in_any_season(network.schema, train.take(rows))
                 optimizer.zero_grad()
-                loss_by_task(network, train.take(rows)).sum().backward()  # type: ignore[no-untyped-call]
+                losses = loss_by_task(network, part, aims and aims(part))
+                losses.sum().backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
                 optimizer.step()
                 schedule.step()

@@ -10,6 +10,7 @@ from typing import Any
 import ibis
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
@@ -176,6 +177,28 @@ def test_the_newest_rows_are_those_of_the_last_cutoffs_of_each_task(built: Datas
         last = np.unique(known.cutoffs[known.eligible[:, position]])[-3:]
         assert np.unique(newest.cutoffs[newest.eligible[:, position]]).tolist() == last.tolist()
         assert newest.eligible[:, position].sum() == (known.eligible[:, position] & np.isin(known.cutoffs, last)).sum()
+
+
+def test_what_cutoffs_lack_is_no_evidence_but_what_customers_lack_is(built: Dataset) -> None:
+    known = built.known
+    assert known is not None
+    place = [feature.name for feature in built.schema.numeric].index("orders_365d")
+    assert known.evidenced()[place]
+
+    def without(missing: npt.NDArray[np.bool_]) -> np.bool_:
+        numeric = known.numeric.copy()
+        numeric[missing, place] = np.nan
+        found: np.bool_ = replace(known, numeric=numeric).evidenced()[place]
+        return found
+
+    rng = np.random.default_rng(0)
+    assert without(rng.random(len(known)) < 0.9)
+    churn = [task.horizon_days for task in built.tasks].index(90)
+    middle = np.median(known.cutoffs[known.eligible[:, churn]])
+    assert without(known.cutoffs < middle)
+    # Most of what is known of purchases comes later: churn has seen too little of it.
+    assert not without(known.cutoffs <= middle + DAY_S)
+    assert (known.cutoffs[known.eligible[:, 0]] > middle + DAY_S).mean() > 0.5
 
 
 def test_a_row_counts_half_as_much_a_half_life_earlier(built: Dataset) -> None:

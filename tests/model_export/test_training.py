@@ -4,13 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from feature_client.schema import MISSING, UNSEEN
+from feature_client.schema import DAY_S, MISSING, UNSEEN
 from model_export.evaluate import evaluate, expected_calibration_error
 from model_export.inputs import Inputs
 from model_export.network import Network
 from model_export.pipeline import Run
 from model_export.rows import Dataset, Rows
-from model_export.train import TrainingError, predict, train
+from model_export.train import (
+    ANY_SEASON,
+    Targets,
+    Tensors,
+    TrainingError,
+    in_any_season,
+    predict,
+    train,
+)
 from model_export.verify import hostile_rows
 
 
@@ -46,6 +54,69 @@ def test_a_loss_that_is_never_finite_is_no_model(dataset: Dataset) -> None:
 
     with pytest.raises(TrainingError, match="never reached a finite loss"):
         train(replace(dataset, train=spoiled(dataset.train), validation=spoiled(dataset.validation)), seed=0, epochs=1)
+
+
+def test_a_feature_that_most_cutoffs_lack_has_no_influence(dataset: Dataset) -> None:
+    place = [feature.name for feature in dataset.schema.numeric].index("mean_gap_days")
+    known, lacking = dataset.train.take(np.arange(len(dataset.train)) < 600), np.arange(600) < 400
+    numeric = known.numeric.copy()
+    numeric[lacking, place] = np.nan
+    cutoffs = np.where(lacking, known.cutoffs - DAY_S, known.cutoffs)
+    trained = train(replace(dataset, known=replace(known, numeric=numeric, cutoffs=cutoffs)), seed=0, epochs=1)
+    numeric = dataset.test.numeric.copy()
+    numeric[:, place] = 1.0
+    np.testing.assert_array_equal(
+        predict(trained, dataset.test), predict(trained, replace(dataset.test, numeric=numeric))
+    )
+
+
+def test_some_rows_are_shown_on_any_day_of_the_year_and_otherwise_as_they_are(dataset: Dataset) -> None:
+    rows = Tensors.of(dataset.train)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shown = in_any_season(dataset.schema, rows)
+    names = [feature.name for feature in dataset.schema.numeric]
+    sine, cosine = (shown.numeric[:, names.index(name)] for name in ("season_sin", "season_cos"))
+    torch.testing.assert_close(sine**2 + cosine**2, torch.ones(len(rows)))
+    moved = sine != rows.numeric[:, names.index("season_sin")]
+    assert float(moved.float().mean()) == pytest.approx(ANY_SEASON, abs=0.03)
+    assert min(sine.min(), cosine.min()) < -0.95
+    assert max(sine.max(), cosine.max()) > 0.95
+    rest = [place for place, name in enumerate(names) if not name.startswith("season_")]
+    torch.testing.assert_close(shown.numeric[:, rest], rows.numeric[:, rest], rtol=0, atol=0, equal_nan=True)
+    assert shown.labels is rows.labels
+
+
+def test_the_mean_forecast_of_two_is_the_target_of_a_third(dataset: Dataset) -> None:
+    rows = Tensors.of(dataset.test)
+    teachers = [train(dataset, seed=seed, epochs=1) for seed in (0, 1)]
+    targets = Targets.taught(teachers, rows)
+    with torch.no_grad():
+        raws = [teacher.raw(teacher.inputs.lift(rows.numeric, rows.categorical)) for teacher in teachers]
+    for task in (0, 1):
+        mean = sum(torch.sigmoid(raw[task][:, 0]) for raw in raws) / 2
+        torch.testing.assert_close(targets.chance[:, task], mean)
+    rng = np.random.default_rng(0)
+    parts = [
+        [part.numpy()[0, 0] for part in teacher.ziln(2, raw[2])] for teacher, raw in zip(teachers, raws, strict=True)
+    ]
+    drawn = [rng.normal(mu, sigma, int(400_000 / (1 + np.exp(-logit)))) for logit, mu, sigma in parts]
+    assert float(targets.log_mean[0, 2]) == pytest.approx(np.concatenate(drawn).mean(), abs=0.02)
+    assert float(targets.log_variance[0, 2]) == pytest.approx(np.concatenate(drawn).var(), rel=0.02)
+
+
+def test_seeds_agree_better_once_each_has_learned_a_mean_forecast(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(dataset, known=dataset.validation)
+
+    def disagreement() -> float:
+        first, second = (predict(train(known, seed=seed, epochs=4), dataset.test)[:, :2] for seed in (0, 1))
+        return float(np.abs(first - second).mean())
+
+    distilled = disagreement()
+    monkeypatch.setattr("model_export.train.DISTILLED_ROWS", 0)
+    assert distilled < 0.8 * disagreement()
 
 
 def test_training_repeats_for_a_seed(dataset: Dataset) -> None:
