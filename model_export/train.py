@@ -32,6 +32,9 @@ PATIENCE = 4
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.02
+GRADIENT_NORM = 1.0
+"""Of all parameters; longer gradients are shortened to it: a few enormous orders would steer a batch."""
+
 MIN_BATCH, MAX_BATCH = 64, 2048
 
 TEACHERS = 3
@@ -261,7 +264,7 @@ def _descend(
                 optimizer.zero_grad()
                 losses = loss_by_task(network, part, aims and aims(part))
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+                torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
                 optimizer.step()
                 schedule.step()
                 progress.update()
