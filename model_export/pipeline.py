@@ -101,7 +101,8 @@ def train_workspace(
 
 def judge_workspace(workspace: Workspace, models: Path | None = None) -> list[Verdict]:
     """What the gates say of the workspace's run, and of the champion in `models`, by default the workspace's own."""
-    return _judge(workspace_run(workspace), models or workspace.models)
+    _, verdicts = _judge(workspace_run(workspace), models or workspace.models)
+    return verdicts
 
 
 def publish_workspace(workspace: Workspace, accept: str | None = None) -> Release:
@@ -243,15 +244,17 @@ def code_digest() -> str:
 def _admitted(workspace: Workspace, models: Path, accept: str | None) -> Run:
     """The workspace's run with what its gates said in its contract. Raises GateError."""
     run = _run_to_publish(workspace)
-    return replace(run, contract=admit(run.contract, _judge(run, models), accept))
+    champion, verdicts = _judge(run, models)
+    return replace(run, contract=admit(run.contract, verdicts, accept, champion))
 
 
-def _judge(run: Run, models: Path) -> list[Verdict]:
+def _judge(run: Run, models: Path) -> tuple[Release | None, list[Verdict]]:
+    """The champion that the run was compared with, and what its gates say."""
     try:
-        champion = find_champion(models, run.contract.model)
+        champion, without = find_champion(models, run.contract.model), "there is none yet"
     except ReleaseError as exc:  # which a new one shall replace all the same
-        return judge(run.contract, run.holdout, None, f"it is damaged: {exc}")
-    return judge(run.contract, run.holdout, champion)
+        champion, without = None, f"it is damaged: {exc}"
+    return champion, judge(run.contract, run.holdout, champion, without)
 
 
 def _run_directory(workspace: Workspace) -> Path:
