@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import onnx
 
 from feature_client.contract import CONTRACT_KEY, Contract
-from feature_client.release import RELEASE_NAME, Release, graph_file, read_release
+from feature_client.release import CARD, RELEASE_NAME, Release, graph_file, read_release
 from feature_client.routes import read_routes
 from feature_client.verdicts import ACCEPTED, FAILED, NOT_JUDGED, GateError, objection, reason
-from model_export.card import CARD, card
+from model_export.card import card
 from model_export.publish import Artifacts, PublishError, publish, set_champion
 
 if TYPE_CHECKING:  # needs an extra, and only where releases are signed
@@ -58,7 +58,7 @@ def take_over(directory: Path, target: Path, key: "SigningKey | None" = None, ac
 def artifacts_of(release: Release) -> Artifacts:
     """Its files, where they lie."""
     graphs = {explainer: graph_file(release.root / name) for explainer, name in release.explain_names.items()}
-    return Artifacts(graph_file(release.directory), graphs, release.golden, release.card)
+    return Artifacts(graph_file(release.directory), graphs, release.golden, release.card, release.report)
 
 
 def _admitted(release: Release, accept: str | None) -> Contract:
@@ -85,6 +85,7 @@ def _with_contract(release: Release, contract: Contract, target: Path, key: "Sig
             onnx.helper.set_model_props(graph, {CONTRACT_KEY: contract.digest})
             path.write_bytes(graph.SerializeToString())
         about = Path(scratch) / CARD
-        about.write_text(card(contract), encoding="utf-8")
+        about.write_text(card(contract, reported=release.report is not None), encoding="utf-8")
         graphs = {explainer: noted[name] for explainer, name in release.explain_names.items()}
-        return publish(target, contract, Artifacts(noted[release.name], graphs, release.golden, about), key)
+        artifacts = Artifacts(noted[release.name], graphs, release.golden, about, release.report)
+        return publish(target, contract, artifacts, key)

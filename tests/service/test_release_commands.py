@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from feature_client.golden import golden_name
-from feature_client.release import Release, list_versions, read_release, release_directories
+from feature_client.release import Release, ReleaseError, list_versions, read_release, release_directories
 from feature_client.repository import LEFTOVER_AGE_S, prunable, prune, take_inventory
 from feature_client.routes import Accepted, Canary, Route, change_route, read_routes
 from model_export.pipeline import write_run
@@ -235,6 +235,42 @@ def test_publish_routes_nobody_and_says_what_comes_next(rapport: Rapport, models
     ]
     assert read_release(models, "engagement", 5)
     assert route(models) == before
+
+
+def test_the_report_goes_where_its_card_goes(rapport: Rapport, models: Path, tmp_path: Path) -> None:
+    write_run(tiny_run(rows=1_000, epochs=1), tmp_path / "workspace" / "run")
+    rapport("publish", "--workspace", tmp_path / "workspace", "--models", models, "--accept", "to see its report")
+    made = read_release(models, "engagement", 5)
+    assert made.report is not None
+    page = made.report.read_text()
+    assert 'href="card.md"' in page
+    assert "the one that this page lies in" in page
+    assert made.contract.digest in page
+    assert "to see its report" in page
+
+    rapport("publish", "--from", made.directory, "--models", tmp_path / "other")
+    reroute(models, champion=5)
+    rapport("push", f"file://{tmp_path / 'bucket'}", "--models", models)
+    copied = read_release(tmp_path / "other", "engagement", 1), read_release(tmp_path / "bucket", "engagement", 5)
+    for release in (made, *copied):
+        assert "[report.html](report.html)" in release.card.read_text()
+        assert release.report is not None
+        assert release.report.read_text() == page
+
+    assert made.report.write_text("x")
+    assert "report.html is damaged" in rapport("verify", "engagement", 5, "--models", models).error
+    made.report.unlink()
+    assert "missing engagement.5/report.html" in rapport("verify", "engagement", 5, "--models", models).error
+
+
+def test_a_card_without_a_report_links_to_none(models: Path) -> None:
+    plain = read_release(models, "engagement", 1)
+
+    assert plain.report is None
+    assert "](" not in plain.card.read_text().partition("## Report")[2].partition("##")[0]
+    (plain.directory / "report.html").write_text("x")
+    with pytest.raises(ReleaseError, match=r"not in its manifest: engagement\.1/report\.html"):
+        read_release(models, "engagement", 1)
 
 
 def test_a_release_of_another_repository_is_taken_over_under_the_next_number(
