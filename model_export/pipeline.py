@@ -159,7 +159,7 @@ def train_run(
 
 
 def publish_run(run: Run, root: Path, verdicts: Sequence[Verdict] | None = None) -> Release:
-    """Exports, verifies and publishes a run as the next version, and makes it the champion. verdicts: for the report."""
+    """Exports, verifies and publishes a run as the next version, and makes it the champion. verdicts: see there."""
     release = export_run(run, root, verdicts=verdicts)
     set_champion(root, run.contract.model, release.manifest.version)
     return release
