@@ -743,10 +743,13 @@ def test_a_killed_prune_leaves_whole_releases_and_the_next_one_goes_on(
 
 
 def test_a_change_waits_until_the_gateway_serves_it(
-    rapport: Rapport, start: Start, customers: list[str], models: Path
+    rapport: Rapport, start: Start, customers: list[str], models: Path, release: Release
 ) -> None:
+    with_gates(release, models)
     url = start(models=models)
     for arguments, answer in (
+        (("route", "engagement", "--champion", 5, "--accept", "a test"), "5"),
+        (("rollback", "engagement"), "3"),
         (("load", "engagement", 4), "3"),
         (("route", "engagement", "--champion", 4), "4"),
         (("rollback", "engagement"), "3"),
