@@ -32,7 +32,6 @@ from feature_client.release import (
     read_manifest,
     read_release,
     release_directories,
-    release_files,
 )
 from feature_client.routes import MAX_BYTES as MAX_ROUTES_BYTES
 from feature_client.routes import Route, read_routes, routes_file
@@ -160,8 +159,8 @@ class Mirror:
                 (scratch / file).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / file).write_bytes(content)
 
-            explainers = read_manifest(manifest, name).explainers
-            for file in release_files(name, explainers):
+            listed = read_manifest(manifest, name)
+            for file in listed.files:
                 path = PurePosixPath(file)
                 at_most = MAX_BYTES["/".join(path.parts[1:])]
                 write(file, self.store.read(file, at_most))
@@ -170,7 +169,7 @@ class Mirror:
             write(f"{name}/{MANIFEST}", manifest)
             read_release(scratch, model, version, self.trust)
             self._remove(name)  # a damaged copy, or half of one
-            for directory in reversed(release_directories(name, explainers)):  # the one with the manifest last
+            for directory in reversed(release_directories(name, listed.explainers)):  # the one with the manifest last
                 (scratch / directory).rename(self.root / directory)
 
     def _follow(self, routes: dict[str, Route], new: Path) -> None:
@@ -311,7 +310,7 @@ def push(root: Path, url: str, model: str, version: int, *, timeout_s: float = T
         if there != manifest:
             raise MirrorError(f"{store} has another {name} already: releases do not change")
         return
-    for file in release_files(name, release.manifest.explainers):
+    for file in release.manifest.files:
         store.write(file, release.read(file))
     if (signature := release.directory / SIGNATURE).exists():
         store.write(f"{name}/{SIGNATURE}", signature.read_bytes())

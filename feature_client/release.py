@@ -37,9 +37,11 @@ MANIFEST_FORMAT = 2
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 CONFIG, GRAPH = "config.pbtxt", "1/model.onnx"
-SCORE_FILES = (CONFIG, "contract.json", "golden.npz", "card.md", GRAPH)
+CARD, REPORT = "card.md", "report.html"
+SCORE_FILES = (CONFIG, "contract.json", "golden.npz", CARD, GRAPH)
 EXPLAIN_FILES = (CONFIG, GRAPH)
-"""What a release consists of, besides its manifest and the manifest's signature: this and nothing else."""
+"""What a release consists of, besides its manifest, the manifest's signature, and the report that its card links to, if
+it has one: this and nothing else."""
 
 EXPLAIN = "explain"
 EXPLAIN_SUFFIX: Mapping[str, str] = {
@@ -55,7 +57,8 @@ MAX_BYTES: Mapping[str, int] = {
     CONFIG: 64 * 2**10,
     "contract.json": 16 * 2**20,  # vocabularies
     "golden.npz": 16 * 2**20,
-    "card.md": 4 * 2**20,
+    CARD: 4 * 2**20,
+    REPORT: 16 * 2**20,  # with its pictures
     GRAPH: onnx_file.MAX_BYTES,
 }
 """A larger file is refused before it is read: a release must not take a gateway's memory."""
@@ -161,7 +164,12 @@ class Release:
 
     @property
     def card(self) -> Path:
-        return self.directory / "card.md"
+        return self.directory / CARD
+
+    @property
+    def report(self) -> Path | None:
+        """The page that the card links to, where there is one."""
+        return self.directory / REPORT if f"{self.name}/{REPORT}" in self.manifest.files else None
 
     def read(self, file: str) -> bytes:
         """file: as the manifest names it. What it holds, as it was verified. Raises ReleaseError."""
@@ -198,7 +206,7 @@ def release_directories(name: str, explainers: Iterable[str] = EXPLAINERS) -> tu
 
 
 def release_files(name: str, explainers: Iterable[str]) -> tuple[str, ...]:
-    """Of all directories, relative to the repository; the manifest and its signature aside."""
+    """Of all directories, relative to the repository; the manifest, its signature and a report aside."""
     score, *others = release_directories(name, explainers)
     return (
         *(f"{score}/{file}" for file in SCORE_FILES),
@@ -229,7 +237,7 @@ def read_manifest(content: bytes, name: str) -> Manifest:
     if len(set(manifest.explainers)) < len(manifest.explainers) or not set(manifest.explainers) <= set(EXPLAINERS):
         raise ReleaseError(f"its manifest's explainers are not some of {', '.join(EXPLAINERS)}")
     files = set(release_files(name, manifest.explainers))
-    if foreign := set(manifest.files) - files:
+    if foreign := set(manifest.files) - files - {f"{name}/{REPORT}"}:
         raise ReleaseError(f"its manifest lists what no release has: {_some(foreign)}")
     if unlisted := files - set(manifest.files):
         raise ReleaseError(f"its manifest does not list {_some(unlisted)}")
@@ -274,7 +282,8 @@ def _read_release(root: Path, name: str, trust: "TrustedKeys | None") -> Release
     if tuple(contract.explanation.explainers) != manifest.explainers:
         raise ReleaseError("contract.json has other explainers than its manifest")
     golden = verified(f"{name}/golden.npz")
-    verified(f"{name}/card.md")
+    for file in {f"{name}/{CARD}", f"{name}/{REPORT}"} & set(manifest.files):
+        verified(file)
     for explainer, directory in zip(
         (None, *manifest.explainers), release_directories(name, manifest.explainers), strict=True
     ):

@@ -39,12 +39,20 @@ class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     percent: Annotated[float, Meta(ge=0, le=100)]
 
 
+class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A version that may answer although its gates speak against that. at: when somebody said so, ISO 8601."""
+
+    version: Version
+    because: str
+    at: str
+
+
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """champion: the version that answers. previous: the one before it, kept loaded so that a rollback is instant.
 
     shadow: versions that score the champion's customers, too, and answer nobody. standby: versions kept loaded for
     requests that ask for them by number. unknown: what a customer without any stored row gets. salt: another one deals
-    the customers of a canary anew.
+    the customers of a canary anew. accepted: versions that somebody let answer against their gates, the last one last.
     """
 
     champion: Version
@@ -54,6 +62,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     standby: tuple[Version, ...] = ()
     unknown: Literal["score", "reject"] = "score"
     salt: str = ""
+    accepted: tuple[Accepted, ...] = ()
 
     def __post_init__(self) -> None:
         if self.canary is not None and self.canary.version == self.champion:
@@ -306,8 +315,17 @@ def _renewed(text: str, model: str, old: Mapping[str, Any], new: Mapping[str, An
 def _item(key: str, value: Any) -> Any:
     import tomlkit  # noqa: PLC0415
 
-    if key != "canary":
-        return value
-    table, percent = tomlkit.inline_table(), value["percent"]
-    table.update(value | {"percent": int(percent) if percent == int(percent) else percent})
-    return table
+    def inline(fields: Mapping[str, Any]) -> Any:
+        table = tomlkit.inline_table()
+        table.update(fields)
+        return table
+
+    if key == "canary":
+        percent = value["percent"]
+        return inline(value | {"percent": int(percent) if percent == int(percent) else percent})
+    if key == "accepted":
+        # Inside the model's table: as tables of their own they would have to come after everything else in it.
+        array = tomlkit.array()
+        array.extend(map(inline, value))
+        return array.multiline(multiline=True)
+    return value

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from feature_client.contract import Contract, Task
+from feature_client.release import REPORT
 from feature_client.schema import Feature
 from model_export.kinds import ESTIMATOR
 
@@ -13,9 +14,6 @@ MADE_BY = {
 }
 """Estimator -> what computes the scores."""
 
-CARD, REPORT = "card.md", "report.html"
-"""What the card and the report about the same model are called, where they stand side by side."""
-
 LIMITS = (
     "It knows what the events record and nothing else: no prices of competitors, no intent, no demographics.",
     "Customers without an order in the year before are outside of what it was fitted on; their scores are guesses.",
@@ -25,8 +23,8 @@ LIMITS = (
 )
 
 
-def card(contract: Contract) -> str:
-    """Markdown."""
+def card(contract: Contract, *, reported: bool = False) -> str:
+    """Markdown. reported: the report lies beside it."""
     schema, explanation = contract.schema, contract.explanation
     estimator = contract.training.get(ESTIMATOR, "network")
     what = (
@@ -39,9 +37,11 @@ def card(contract: Contract) -> str:
         "reasons = the score. Errors are mean |estimate - exact| over mean |exact| on rows that took no part in the "
         "fit; shuffled: on such with every feature of another customer."
     )
+    page = "the same in plain words, with pictures and intervals"
     told = (
-        f"[{REPORT}]({REPORT}): the same in plain words, with pictures and intervals. `rapport report` makes it beside "
-        "a copy of this card, from what training has left."
+        f"[{REPORT}]({REPORT}): {page}."
+        if reported
+        else f"`rapport report` makes it, {page}, from what training has left."
     )
     sections = {
         "Scores": _table(("score", "means", "unit", "defined for", "segments from"), map(_task_row, contract.tasks)),

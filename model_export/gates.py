@@ -13,9 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_client.contract import Contract, Task
-from feature_client.errors import RapportError
 from feature_client.release import Release
 from feature_client.schema import FloatArray
+from feature_client.verdicts import (
+    ACCEPTED,
+    CHAMPION,
+    CHAMPION_CONTRACT,
+    ERRORS,
+    FAILED,
+    NOT_JUDGED,
+    PASSED,
+    TOLERATED,
+    GateError,
+    reason,
+)
 from model_export import bootstrap
 from model_export.bootstrap import Draws, Figure, Interval
 from model_export.champion import OtherFeatures, scores_of
@@ -34,23 +45,26 @@ SUM_RATIO_WITHIN = (0.8, 1.25)
 SUM_RATIO_SEEN = 1.1
 """Of the band: an interval that ends beyond it by more than this factor is too wide to judge by."""
 
-REASON_LENGTH = 500
-
 BoolArray = npt.NDArray[np.bool_]
 Outcome = Literal["passed", "failed", "not judged"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A metric that two models are compared by. tolerated: how much worse is no matter. seen: how much worse than that
-    must be visible in the test rows, or they are too few to compare by. is_error: less is better, and how much less is
-    a share."""
+    """A metric that two models are compared by. seen: how much worse than what is tolerated must be visible in the test
+    rows, or they are too few to compare by. is_error: less is better, and how much less is a share."""
 
     name: str
     figure: Callable[[FloatArray, FloatArray], Figure]  # of scores and labels
-    tolerated: float
     seen: float
-    is_error: bool = False
+
+    @property
+    def tolerated(self) -> float:
+        return TOLERATED[self.name]
+
+    @property
+    def is_error(self) -> bool:
+        return self.name in ERRORS
 
     def gain(self, new: Figure, old: Figure) -> Figure:
         return bootstrap.saving(new, old) if self.is_error else bootstrap.difference(new, old)
@@ -60,11 +74,11 @@ class Comparison:
 
 
 COMPARISONS = {
-    "probability": (Comparison("auc", bootstrap.auc, 0.01, 0.05),),
+    "probability": (Comparison("auc", bootstrap.auc, 0.05),),
     "amount": (
         # Not of logarithms: what is said is a mean, and the mean of amounts is far above that of their logarithms.
-        Comparison("rmse_capped", bootstrap.rmse_capped, 0.02, 0.10, is_error=True),
-        Comparison("spearman", bootstrap.spearman, 0.02, 0.10),
+        Comparison("rmse_capped", bootstrap.rmse_capped, 0.10),
+        Comparison("spearman", bootstrap.spearman, 0.10),
     ),
 }
 
@@ -81,10 +95,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.task}, {self.gate}, {self.metric}: {self.says}"
-
-
-class GateError(RapportError):
-    """A model that must not be published; the message names task, metric, figures and bound."""
 
 
 def judge(
@@ -117,8 +127,11 @@ def judge(
     return verdicts
 
 
-def admit(contract: Contract, verdicts: Sequence[Verdict], accept: str | None) -> Contract:
+def admit(
+    contract: Contract, verdicts: Sequence[Verdict], accept: str | None, champion: Release | None = None
+) -> Contract:
     """The contract with what its gates said in `training`. accept: why the model is published though some failed.
+    champion: that they were asked with.
 
     Raises GateError.
     """
@@ -127,11 +140,13 @@ def admit(contract: Contract, verdicts: Sequence[Verdict], accept: str | None) -
         for outcome in ("passed", "failed", "not judged")
     }
     failed = by_outcome["failed"]
-    said = {"gates_passed": f"{len(by_outcome['passed'])} of {len(verdicts)}"}
+    said = {PASSED: f"{len(by_outcome['passed'])} of {len(verdicts)}"}
+    if champion is not None:
+        said |= {CHAMPION: champion.name, CHAMPION_CONTRACT: champion.contract.digest}
     if by_outcome["not judged"]:
-        said["gates_not_judged"] = "; ".join(by_outcome["not judged"])
+        said[NOT_JUDGED] = "; ".join(by_outcome["not judged"])
     if failed:
-        said |= {"gates_failed": "; ".join(failed), "gates_accepted_because": _reason(contract, failed, accept)}
+        said |= {FAILED: "; ".join(failed), ACCEPTED: _reason(contract, failed, accept)}
     return replace(contract, training={**contract.training, **said})
 
 
@@ -141,10 +156,7 @@ def _reason(contract: Contract, failed: Sequence[str], accept: str | None) -> st
             f"{contract.model} does not pass its gates: {'; '.join(failed)}. `rapport report` shows more; --accept "
             '"why" publishes it all the same, and its model card says why'
         )
-    reason = " ".join(accept.split())
-    if not 0 < len(reason) <= REASON_LENGTH:
-        raise GateError(f"--accept takes a reason that others can read later, of {REASON_LENGTH} characters at most")
-    return reason
+    return reason(accept)
 
 
 @dataclass(frozen=True)

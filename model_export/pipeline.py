@@ -8,7 +8,7 @@ import pickle
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from feature_client.contract import Contract
 from feature_client.declaration import declaration_differences
 from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
-from feature_client.release import Release, ReleaseError
+from feature_client.release import CARD, REPORT, Release, ReleaseError
 from feature_client.schema import FeatureSchema
 from model_export.card import card
 from model_export.champion import find_champion
@@ -47,6 +47,10 @@ MODEL = "engagement"
 
 SAMPLE_ROWS = 2_000
 """Test rows that a run keeps: for what is stated about explanations, for golden answers, and for reports."""
+
+
+DRAWING = ("jinja2", "markupsafe", "matplotlib", "PIL")
+"""What the extra `report` brings: without it a release has no report."""
 
 
 class RunError(RapportError):
@@ -101,7 +105,8 @@ def train_workspace(
 
 def judge_workspace(workspace: Workspace, models: Path | None = None) -> list[Verdict]:
     """What the gates say of the workspace's run, and of the champion in `models`, by default the workspace's own."""
-    return _judge(workspace_run(workspace), models or workspace.models)
+    _, verdicts = _judge(workspace_run(workspace), models or workspace.models)
+    return verdicts
 
 
 def publish_workspace(workspace: Workspace, accept: str | None = None) -> Release:
@@ -109,14 +114,16 @@ def publish_workspace(workspace: Workspace, accept: str | None = None) -> Releas
 
     accept: why, if they do not. Raises GateError.
     """
-    return publish_run(_admitted(workspace, workspace.models, accept), workspace.models)
+    run, verdicts = _admitted(workspace, workspace.models, accept)
+    return publish_run(run, workspace.models, verdicts)
 
 
 def publish_unrouted(
     workspace: Workspace, root: Path, key: "SigningKey | None" = None, accept: str | None = None
 ) -> Release:
     """The same, signed, into the repository `root`, but that no route changes."""
-    return export_run(_admitted(workspace, root, accept), root, key)
+    run, verdicts = _admitted(workspace, root, accept)
+    return export_run(run, root, key, verdicts)
 
 
 @one_thread()
@@ -151,20 +158,25 @@ def train_run(
     return Run(contract, network.state_dict(), rows, explained, hold_out(dataset, scores))
 
 
-def publish_run(run: Run, root: Path) -> Release:
-    """Exports, verifies and publishes a run as the next version, and makes it the champion."""
-    release = export_run(run, root)
+def publish_run(run: Run, root: Path, verdicts: Sequence[Verdict] | None = None) -> Release:
+    """Exports, verifies and publishes a run as the next version, and makes it the champion. verdicts: see there."""
+    release = export_run(run, root, verdicts=verdicts)
     set_champion(root, run.contract.model, release.manifest.version)
     return release
 
 
 @one_thread()
-def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release:
-    """Exports, verifies and publishes a run as the next version, signed where there is a key; no route changes."""
+def export_run(
+    run: Run, root: Path, key: "SigningKey | None" = None, verdicts: Sequence[Verdict] | None = None
+) -> Release:
+    """Exports, verifies and publishes a run as the next version, signed where there is a key; no route changes.
+
+    verdicts: what its gates said, for the report in the release; without them it has none.
+    """
     network = restore(run.contract.schema, run.contract.tasks, run.weights)
     explainers = run.contract.explanation.explainers
     explained = {name: run.explained.graph(network, run.contract.schema, name) for name in explainers}
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=3 + len(explained), unit="step") as progress:
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=4 + len(explained), unit="step") as progress:
         files = {name: Path(scratch) / f"{name}.onnx" for name in explained}
         graphs = Graphs(network, Path(scratch) / "score.onnx", explained, files)
         progress.set_description("export")
@@ -175,14 +187,32 @@ def export_run(run: Run, root: Path, key: "SigningKey | None" = None) -> Release
             progress.update()
         progress.set_description("verify")
         verify(graphs, *run.rows)
-        artifacts = Artifacts(graphs.score_file, files, Path(scratch) / "golden.npz", Path(scratch) / "card.md")
-        write_golden(graphs, *run.rows, artifacts.golden)
-        artifacts.card.write_text(card(run.contract), encoding="utf-8")
+        golden, about = Path(scratch) / "golden.npz", Path(scratch) / CARD
+        write_golden(graphs, *run.rows, golden)
+        progress.update()
+        progress.set_description("report")
+        report = None if verdicts is None else _report(run, verdicts, Path(scratch) / REPORT)
+        about.write_text(card(run.contract, reported=report is not None), encoding="utf-8")
+        artifacts = Artifacts(graphs.score_file, files, golden, about, report)
         progress.update()
         progress.set_description("publish")
         release = publish(root, run.contract, artifacts, key)
         progress.update()
     return release
+
+
+def _report(run: Run, verdicts: Sequence[Verdict], path: Path) -> Path | None:
+    """Writes the page that lies in a release; None where what draws it is not installed."""
+    try:
+        # Here, not above: it imports this module, and needs an extra.
+        from model_export.report import make_report  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        if str(exc.name).partition(".")[0] not in DRAWING:
+            raise
+        return None
+    report, _ = make_report(run.contract, run.holdout, verdicts, None, without="the one that this page lies in")
+    path.write_text(report.html, encoding="utf-8")
+    return path
 
 
 def _run_to_publish(workspace: Workspace) -> Run:
@@ -240,18 +270,20 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _admitted(workspace: Workspace, models: Path, accept: str | None) -> Run:
-    """The workspace's run with what its gates said in its contract. Raises GateError."""
+def _admitted(workspace: Workspace, models: Path, accept: str | None) -> tuple[Run, list[Verdict]]:
+    """The workspace's run with what its gates said in its contract, and that. Raises GateError."""
     run = _run_to_publish(workspace)
-    return replace(run, contract=admit(run.contract, _judge(run, models), accept))
+    champion, verdicts = _judge(run, models)
+    return replace(run, contract=admit(run.contract, verdicts, accept, champion)), verdicts
 
 
-def _judge(run: Run, models: Path) -> list[Verdict]:
+def _judge(run: Run, models: Path) -> tuple[Release | None, list[Verdict]]:
+    """The champion that the run was compared with, and what its gates say."""
     try:
-        champion = find_champion(models, run.contract.model)
+        champion, without = find_champion(models, run.contract.model), "there is none yet"
     except ReleaseError as exc:  # which a new one shall replace all the same
-        return judge(run.contract, run.holdout, None, f"it is damaged: {exc}")
-    return judge(run.contract, run.holdout, champion)
+        champion, without = None, f"it is damaged: {exc}"
+    return champion, judge(run.contract, run.holdout, champion, without)
 
 
 def _run_directory(workspace: Workspace) -> Path:

@@ -20,9 +20,11 @@ from feature_client.contract import Contract
 from feature_client.durable import sync
 from feature_client.errors import RapportError
 from feature_client.release import (
+    CARD,
     DIRECTORY_NAME,
     MANIFEST,
     MODEL_NAME,
+    REPORT,
     SIGNATURE,
     Manifest,
     Release,
@@ -52,6 +54,7 @@ class Artifacts:
     explain_graphs: Mapping[str, Path]  # by explainer, those of the contract
     golden: Path
     card: Path
+    report: Path | None = None  # that the card links to
 
 
 def publish(root: Path, contract: Contract, artifacts: Artifacts, key: "SigningKey | None" = None) -> Release:
@@ -107,12 +110,15 @@ def _lay_out(staging: Path, name: str, contract: Contract, artifacts: Artifacts)
     score = staging / name
     (score / "contract.json").write_bytes(contract.to_json())
     shutil.copyfile(artifacts.golden, score / "golden.npz")
-    shutil.copyfile(artifacts.card, score / "card.md")
+    shutil.copyfile(artifacts.card, score / CARD)
+    if artifacts.report is not None:
+        shutil.copyfile(artifacts.report, score / REPORT)
 
 
 def _write_manifest(staging: Path, name: str, contract: Contract, version: int, key: "SigningKey | None") -> None:
     explainers = tuple(contract.explanation.explainers)
-    digests = {file: sha256(staging / file) for file in release_files(name, explainers)}
+    files = [*release_files(name, explainers), *([f"{name}/{REPORT}"] if (staging / name / REPORT).exists() else [])]
+    digests = {file: sha256(staging / file) for file in files}
     manifest = Manifest(contract.model, version, contract.digest, to_iso(time.time()), explainers, digests)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (staging / name / MANIFEST).write_bytes(content)

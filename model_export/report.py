@@ -13,9 +13,9 @@ import numpy as np
 
 from feature_client.contract import Contract
 from feature_client.offline.workspace import Workspace
-from feature_client.release import Release, ReleaseError, list_versions, read_release
+from feature_client.release import CARD, REPORT, Release, ReleaseError, list_versions, read_release
 from feature_client.routes import read_routes, routes_file
-from model_export.card import CARD, LIMITS, REPORT, card
+from model_export.card import LIMITS, card
 from model_export.gates import Verdict, judge
 from model_export.holdout import Holdout
 from model_export.page import Report, ReportError, render, versions, write_report
@@ -37,9 +37,13 @@ def report_workspace(workspace: Workspace, models: Path) -> tuple[Report, Contra
 
 
 def make_report(
-    contract: Contract, holdout: Holdout, verdicts: Sequence[Verdict], release: Release | None
+    contract: Contract,
+    holdout: Holdout,
+    verdicts: Sequence[Verdict],
+    release: Release | None,
+    without: str = "not published",
 ) -> tuple[Report, Contract]:
-    """release: of this model, if it was published."""
+    """release: of this model, if it was published. without: what is said of the release where that is None."""
     sections = [section_of(contract, rows_of(contract, holdout, place)) for place in range(len(contract.tasks))]
     page = render(
         TEMPLATE,
@@ -52,7 +56,7 @@ def make_report(
         dates=_dates(holdout),
         limits=LIMITS,
         card=CARD,
-        made=_made(contract, holdout, release),
+        made=_made(contract, holdout, release, without),
     )
     pictures = [picture for section in sections for picture in section.every_picture]
     return Report(page, pictures, len(holdout)), contract
@@ -62,7 +66,7 @@ def write_folder(report: Report, contract: Contract, folder: Path) -> None:
     """The page, its pictures on their own, and the model card that links to the page. Raises ReportError."""
     write_report(report, folder / REPORT, folder)
     try:
-        (folder / CARD).write_text(card(contract), encoding="utf-8")
+        (folder / CARD).write_text(card(contract, reported=True), encoding="utf-8")
     except OSError as exc:
         raise ReportError(f"cannot write {folder / CARD}: {exc.strerror or exc}") from exc
 
@@ -99,10 +103,10 @@ def _dates(holdout: Holdout) -> list[str]:
     return [f"{datetime.fromtimestamp(float(cutoff), UTC):%Y-%m-%d}" for cutoff in np.unique(holdout.cutoffs)]
 
 
-def _made(contract: Contract, holdout: Holdout, release: Release | None) -> list[tuple[str, str]]:
+def _made(contract: Contract, holdout: Holdout, release: Release | None, without: str) -> list[tuple[str, str]]:
     """What the page was made of: name and value."""
     kept = f"{len(holdout):,} of {len(np.unique(holdout.customers)):,} customers"
-    published = [("release", "not published")]
+    published = [("release", without)]
     if release is not None:
         published = [("release", release.name), ("published", release.manifest.created_at)]
     return [

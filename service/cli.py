@@ -293,10 +293,11 @@ def republish(
     names: Annotated[list[str], typer.Argument(help="Names of models.")],
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     models: Annotated[Path | None, typer.Option(help="Another model repository. Default: the workspace's own.")] = None,
+    accept: Accept = None,
 ) -> None:
     """Publish the champion once more, as the champion of other models: the same release under other names."""
     source = _workspace(workspace).models
-    for release in _export("republish").republish(source, models or source, names):
+    for release in _export("republish").republish(source, models or source, names, accept):
         print(f"published {release.name}")  # noqa: T201
 
 

@@ -1,11 +1,10 @@
-"""What the commands that publish say of a model's gates."""
+"""What commands say of a model's gates. Light, for `serve` forks from what the commands import."""
 
 from typing import Annotated, Any
 
 import typer
 
-GATES = "gates_"
-"""How their lines in a contract's `training` begin."""
+from feature_client.verdicts import PREFIX
 
 Accept = Annotated[
     str | None,
@@ -15,7 +14,7 @@ Accept = Annotated[
 
 def print_gates(release: Any) -> None:
     """To stderr, from what its contract says. release: a Release; not imported here, for `serve` forks from this."""
-    found = {name: said for name, said in release.contract.training.items() if name.startswith(GATES)}
+    found = {name: said for name, said in release.contract.training.items() if name.startswith(PREFIX)}
     for name, said in found.items():
         typer.echo(f"rapport: {release.name}: {name.replace('_', ' ')}: {said}", err=True)
     if not found:

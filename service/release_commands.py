@@ -19,6 +19,7 @@ from service.backends import Backend, BackendUnavailable, BadModelOutput
 from service.compare_command import compare_releases
 from service.extras import reach
 from service.gates import Accept, print_gates
+from service.promotion import let_answer, warnings
 from service.watching import wait_until_served
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def list_releases(model: AnyModel = None, models: Models = None, as_json: Json =
         return
     header = ("release", "role", "created", "contract", "signed", "size")
     _print_table([header, *(_row(listed) for listed in inventory.releases)])
+    for name, route in inventory.routes.items():
+        for accepted in route.accepted:
+            when = accepted.at[:10]
+            typer.echo(f"{name}.{accepted.version} may answer against its gates, since {when}: {accepted.because}")
     for leftover in inventory.leftovers:
         typer.echo(
             f"leftover {leftover.name}, {_size(leftover.size)}, touched {leftover.age_s / 60:,.0f} min ago: "
@@ -107,6 +112,7 @@ def verify(
     typer.echo(f"{release.name}: {files} files are as the manifest says, and hold nothing but a model and its contract")
     typer.echo(f"{release.name}: {signature}")
     typer.echo(f"{release.name}: {rows} golden rows give the golden scores and explanations on {where}")
+    print_gates(release)
 
 
 @app.command()
@@ -176,12 +182,17 @@ def change_the_route(
     no_shadow: Annotated[bool, typer.Option("--no-shadow", help="No shadow any more.")] = False,  # noqa: FBT002
     unknown: Annotated[str | None, typer.Option(help="Customers without any stored row: score or reject.")] = None,
     salt: Annotated[str | None, typer.Option(help="Another text deals the customers of a canary anew.")] = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(help="Let a release answer that fails its gates: why, in words that routes.toml will say."),
+    ] = None,
     models: Models = None,
     key: Key = None,
     gateway: Gateway = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Change who answers; what is not said stays. Releases that are named are verified first."""
+    """Change who answers; what is not said stays. Releases that are named are verified first, and what is to answer has
+    passed its gates, or somebody says why it may."""
     root, trust = local_repository(models), _trusted(key)
     if (canary and no_canary) or (shadow and no_shadow):
         raise RoutesError("say which canary or shadow there is, or that there is none, not both")
@@ -194,13 +205,17 @@ def change_the_route(
 
     def change(route: Route | None) -> Route:
         before = set(route.named) if route else set()
-        if champion is not None:
-            read_release(root, model, champion, trust)
-            route = promote(root, model, route, champion)
-        after = msgspec.structs.replace(_routed(route, model), **changes)
+        answering = [version for version in (champion, canary and _canary(canary).version) if version]
+        named = {version: read_release(root, model, version, trust) for version in answering}
+        after = route if champion is None else promote(root, model, route, champion)
+        after = msgspec.structs.replace(_routed(after, model), **changes)
         for version in after.named:
-            if version not in before and version != champion:
+            if version not in before and version not in named:
                 read_release(root, model, version, trust)
+        for release in named.values():
+            after = let_answer(release, route, after, accept)
+        for said in warnings(root, named[champion], route) if champion else ():
+            typer.echo(f"rapport: {said}", err=True)
         return after
 
     _change(root, model, change, gateway, as_json=as_json)
@@ -276,7 +291,7 @@ def publish(
     published = (
         reach("model_export.pipeline", "export").publish_unrouted(place, root, key, accept)
         if source is None
-        else reach("model_export.republish", "export").take_over(source, root, key)
+        else reach("model_export.republish", "export").take_over(source, root, key, accept)
     )
     model, version = published.manifest.model, published.manifest.version
     print_gates(published)
@@ -426,6 +441,7 @@ def _described(route: Route | None) -> dict[str, str]:
         "standby": ", ".join(map(str, route.standby)),
         "unknown": route.unknown,
         "salt": route.salt,
+        "accepted": ", ".join(f"{accepted.version} because: {accepted.because}" for accepted in route.accepted),
     }
 
 

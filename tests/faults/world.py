@@ -15,7 +15,7 @@ from feature_client.schema import DAY_S, FeatureBatch, FeatureSchema
 from model_export.pipeline import publish_run
 from model_export.publish import set_champion
 from tests.feast_layout import Value, key_of, store
-from tests.model_export.tiny_release import AS_OF, tiny_run, tiny_schema, tiny_world, with_explainers
+from tests.model_export.tiny_release import AS_OF, judged, tiny_run, tiny_schema, tiny_world, with_explainers
 
 CUSTOMERS = 300
 EXPLAINED = 60
@@ -94,7 +94,7 @@ def build_releases(root: Path) -> list[Release]:
     """
     runs = [tiny_run(1_500, seed, 2, without) for seed, without in enumerate(((), (), WITHOUT))]
     with tempfile.TemporaryDirectory() as scratch:
-        made = [with_explainers(publish_run(run, Path(scratch)), root, ("fast", "exact")) for run in runs]
+        made = [with_explainers(publish_run(judged(run), Path(scratch)), root, ("fast", "exact")) for run in runs]
     for release in made:
         set_champion(root, release.manifest.model, release.manifest.version)
     return made

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from feature_client import routes
-from feature_client.routes import Canary, Route, RoutesError, change_route, locked, read_routes, share
+from feature_client.routes import Accepted, Canary, Route, RoutesError, change_route, locked, read_routes, share
 
 IDS = [str(10_000 + number) for number in range(100_000)]
 
@@ -152,6 +152,7 @@ LAYOUTS = (
     "[m.canary]\nversion = 4\npercent = 10.0\n[other]\nchampion = 1\n[m]\nchampion = 3\n",
     "m = { champion = 3, shadow = [5, 6] }\n[other]\nchampion = 1\n",
     "[other]\nchampion = 1\n\n\n[m]\nchampion = 3\nshadow = [\n  5, # five\n  6,\n]",
+    "[m]\nchampion = 3\n[[m.accepted]]\nversion = 2\nbecause = 'x'\nat = '2026-01-01'\n[other]\nchampion = 1\n",
     '["m"]\r\n"champion" = 0x3\r\nsalt = """\r\na\nb"""\r\n',
 )
 ROUTES = (
@@ -159,6 +160,9 @@ ROUTES = (
     Route(3, previous=2, canary=Canary(4, 12.5)),
     Route(3, canary=Canary(7, 100), shadow=(5, 6), standby=(1,), unknown="reject", salt='"""\\\n\u2028'),
     Route(9, shadow=(5,), salt="x"),
+    Route(
+        4, accepted=(Accepted(2, "a 'b' \"c\" \\ ]}", "2026-01-01T00:00:00Z"), Accepted(4, "x", "2026-02-01T00:00:00Z"))
+    ),
 )
 
 

@@ -14,11 +14,12 @@ from feature_client.errors import RapportError
 from feature_client.offline.workspace import Workspace
 from feature_client.release import Release
 from feature_client.schema import FloatArray
+from feature_client.verdicts import GateError
 from model_export.bootstrap import Draws, rmse_capped
 from model_export.card import card
 from model_export.champion import OtherFeatures, scores_of
 from model_export.evaluate import calibration_bins
-from model_export.gates import ECE_AT_MOST, GateError, Verdict, admit, calibration_error, judge
+from model_export.gates import ECE_AT_MOST, Verdict, admit, calibration_error, judge
 from model_export.pipeline import Run, judge_workspace, publish_workspace, write_run
 from model_export.rows import Dataset
 from model_export.train import train

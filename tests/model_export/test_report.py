@@ -16,8 +16,7 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 from sklearn.metrics import roc_auc_score
 
 from feature_client.contract import Contract
-from feature_client.release import Release
-from model_export.card import REPORT
+from feature_client.release import REPORT, Release
 from model_export.gates import judge
 from model_export.holdout import Holdout
 from model_export.page import Report

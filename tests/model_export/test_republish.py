@@ -9,10 +9,12 @@ from feature_client.contract import CONTRACT_KEY
 from feature_client.golden import golden_name
 from feature_client.release import Release, ReleaseError, graph_file, read_release
 from feature_client.routes import read_routes
+from feature_client.verdicts import GateError
 from model_export.publish import PublishError, set_champion
 from model_export.republish import republish, take_over
 from model_export.verify import Session
 from tests.model_export.test_publish import publish_again
+from tests.model_export.tiny_release import with_gates
 
 
 def test_the_champion_is_published_under_other_names(pristine: Release, tmp_path: Path) -> None:
@@ -74,3 +76,20 @@ def test_a_repository_of_several_models_is_refused(release: Release, tmp_path: P
 def test_a_name_that_is_none_is_refused(pristine: Release, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="model name 'Second!'"):
         republish(pristine.root, tmp_path, ["Second!"])
+
+
+def test_a_champion_that_nobody_judged_is_not_published_again_unless_somebody_says_why(
+    pristine: Release, tmp_path: Path
+) -> None:
+    with_gates(pristine, tmp_path / "there")
+    set_champion(tmp_path / "there", "engagement", 1)
+
+    with pytest.raises(GateError, match=r"engagement\.1 is not published: its gates were not asked"):
+        republish(tmp_path / "there", tmp_path / "here", ["copy"])
+    assert not (tmp_path / "here").exists()
+    [copy] = republish(tmp_path / "there", tmp_path / "here", ["copy"], "only to measure")
+
+    assert copy.contract.training["gates_accepted_because"] == "only to measure"
+    card = copy.card.read_text()
+    assert card.startswith("# copy\n")
+    assert "| gates accepted because | only to measure |" in card

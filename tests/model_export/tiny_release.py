@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from feature_client.contract import CONTRACT_KEY, Task
+from feature_client.contract import CONTRACT_KEY, Contract, Task
 from feature_client.release import Release
 from feature_client.schema import DAY_S, Feature, FeatureBatch, FeatureSchema, JoinKey
 from feature_client.texts import FeatureTexts, Frames, Texts
+from feature_client.verdicts import PREFIX
 from model_export.explanation import Settings
+from model_export.gates import admit, judge
 from model_export.pipeline import Run, publish_run, train_run
 from model_export.publish import Artifacts, publish
 from model_export.republish import artifacts_of
@@ -207,16 +209,25 @@ def tiny_trees(rows: int = 1_500) -> Run:
     return train_run(tiny_dataset(rows), estimator="lightgbm", settings=LIGHT)
 
 
+def judged(run: Run) -> Run:
+    """With what its gates say of it, compared with nobody, in its contract; it may be published in any case."""
+    return replace(run, contract=admit(run.contract, judge(run.contract, run.holdout, None), "it is tiny"))
+
+
 def build_tiny_release(root: Path, run: Run | None = None) -> Release:
     """Publishes into the model repository `root` and makes it the champion. A run given is not trained again."""
-    return publish_run(run or tiny_run(), root)
+    return publish_run(judged(run or tiny_run()), root)
 
 
 def with_explainers(release: Release, root: Path, explainers: Sequence[str]) -> Release:
     """The release once more in the model repository `root`, with these of its explainers alone. No route changes."""
     explanation = release.contract.explanation
     kept = {explainer: explanation.explainers[explainer] for explainer in explainers}
-    contract = replace(release.contract, explanation=replace(explanation, explainers=kept))
+    return with_contract(release, root, replace(release.contract, explanation=replace(explanation, explainers=kept)))
+
+
+def with_contract(release: Release, root: Path, contract: Contract) -> Release:
+    """The release once more in the model repository `root`, with another contract. No route changes."""
     given = artifacts_of(release)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -227,9 +238,16 @@ def with_explainers(release: Release, root: Path, explainers: Sequence[str]) -> 
             onnx.save(model, Path(scratch) / name)
             return Path(scratch) / name
 
-        graphs = {explainer: stamped(given.explain_graphs[explainer], explainer) for explainer in explainers}
+        graphs = {name: stamped(given.explain_graphs[name], name) for name in contract.explanation.explainers}
         artifacts = Artifacts(stamped(given.score_graph, "score"), graphs, given.golden, given.card)
         return publish(root, contract, artifacts)
+
+
+def with_gates(release: Release, root: Path, **said: str) -> Release:
+    """The release once more, with this, and no more, in its contract about its gates: `passed="7 of 10"`."""
+    others = {key: value for key, value in release.contract.training.items() if not key.startswith(PREFIX)}
+    training = {**others, **{PREFIX + key: value for key, value in said.items()}}
+    return with_contract(release, root, replace(release.contract, training=training))
 
 
 def _rows(schema: FeatureSchema, tasks: tuple[Task, ...], world: World) -> Rows:

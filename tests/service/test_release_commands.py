@@ -18,15 +18,15 @@ import pytest
 import requests
 
 from feature_client.golden import golden_name
-from feature_client.release import Release, list_versions, read_release, release_directories
+from feature_client.release import Release, ReleaseError, list_versions, read_release, release_directories
 from feature_client.repository import LEFTOVER_AGE_S, prunable, prune, take_inventory
-from feature_client.routes import Canary, Route, change_route, read_routes
+from feature_client.routes import Accepted, Canary, Route, change_route, read_routes
 from model_export.pipeline import write_run
 from model_export.publish import publish, set_champion
 from model_export.republish import artifacts_of, take_over
 from service import cli, watching
 from service.local_triton import LocalTriton
-from tests.model_export.tiny_release import build_tiny_release, tiny_run
+from tests.model_export.tiny_release import build_tiny_release, tiny_run, with_contract, with_gates
 from tests.service.conftest import Start
 from tests.service.test_operations import answered_by
 from tests.service.test_workers import two_workers
@@ -214,7 +214,7 @@ def test_verify_on_a_live_triton_leaves_what_answers_there_alone(
 
 def test_publish_routes_nobody_and_says_what_comes_next(rapport: Rapport, models: Path, tmp_path: Path) -> None:
     write_run(tiny_run(rows=1_000, epochs=1), tmp_path / "workspace" / "run")
-    before = route(models)
+    before, digest = route(models), read_release(models, "engagement", 3).contract.digest
     command = ("publish", "--workspace", tmp_path / "workspace", "--models", models)
 
     refused = rapport(*command)
@@ -222,6 +222,8 @@ def test_publish_routes_nobody_and_says_what_comes_next(rapport: Rapport, models
 
     assert refused.code == 1
     assert "churn_90d, champion, auc: " in refused.error  # a model after one epoch is worse than one after six
+    training = read_release(models, "engagement", 5).contract.training
+    assert (training["gates_champion"], training["gates_champion_contract"]) == ("engagement.3", digest)
     assert "engagement.5: gates accepted because: only to see it published" in said.error
     assert (
         "| gates accepted because | only to see it published |"
@@ -233,6 +235,42 @@ def test_publish_routes_nobody_and_says_what_comes_next(rapport: Rapport, models
     ]
     assert read_release(models, "engagement", 5)
     assert route(models) == before
+
+
+def test_the_report_goes_where_its_card_goes(rapport: Rapport, models: Path, tmp_path: Path) -> None:
+    write_run(tiny_run(rows=1_000, epochs=1), tmp_path / "workspace" / "run")
+    rapport("publish", "--workspace", tmp_path / "workspace", "--models", models, "--accept", "to see its report")
+    made = read_release(models, "engagement", 5)
+    assert made.report is not None
+    page = made.report.read_text()
+    assert 'href="card.md"' in page
+    assert "the one that this page lies in" in page
+    assert made.contract.digest in page
+    assert "to see its report" in page
+
+    rapport("publish", "--from", made.directory, "--models", tmp_path / "other")
+    reroute(models, champion=5)
+    rapport("push", f"file://{tmp_path / 'bucket'}", "--models", models)
+    copied = read_release(tmp_path / "other", "engagement", 1), read_release(tmp_path / "bucket", "engagement", 5)
+    for release in (made, *copied):
+        assert "[report.html](report.html)" in release.card.read_text()
+        assert release.report is not None
+        assert release.report.read_text() == page
+
+    assert made.report.write_text("x")
+    assert "report.html is damaged" in rapport("verify", "engagement", 5, "--models", models).error
+    made.report.unlink()
+    assert "missing engagement.5/report.html" in rapport("verify", "engagement", 5, "--models", models).error
+
+
+def test_a_card_without_a_report_links_to_none(models: Path) -> None:
+    plain = read_release(models, "engagement", 1)
+
+    assert plain.report is None
+    assert "](" not in plain.card.read_text().partition("## Report")[2].partition("##")[0]
+    (plain.directory / "report.html").write_text("x")
+    with pytest.raises(ReleaseError, match=r"not in its manifest: engagement\.1/report\.html"):
+        read_release(models, "engagement", 1)
 
 
 def test_a_release_of_another_repository_is_taken_over_under_the_next_number(
@@ -249,6 +287,32 @@ def test_a_release_of_another_repository_is_taken_over_under_the_next_number(
     damaged = rapport("publish", "--from", models / "engagement.5", "--models", models)
     assert (damaged.code, list_versions(models, "engagement")) == (1, [1, 2, 3, 4, 5])
     assert "card.md is damaged" in damaged.error
+
+
+def test_what_its_gates_speak_against_is_not_taken_over_unless_somebody_says_why(
+    rapport: Rapport, models: Path, release: Release, tmp_path: Path
+) -> None:
+    unasked = with_gates(release, tmp_path / "there")
+    failed = with_gates(release, tmp_path / "there", passed="9 of 10", failed="churn_90d, calibration, ece: 0.2")
+    for there, reason in (
+        (unasked, "engagement.1 is not published: its gates were not asked when it was made"),
+        (failed, "engagement.2 is not published: it does not pass its gates: churn_90d, calibration, ece: 0.2"),
+    ):
+        command = ("publish", "--from", there.directory, "--models", models)
+        assert rapport(*command).error.startswith(f"rapport: {reason}. --accept")
+        assert "a reason that others can read" in rapport(*command, "--accept", " ").error
+    assert list_versions(models, "engagement") == [1, 2, 3, 4]
+
+    for there, version in ((unasked, 5), (failed, 6)):
+        command = ("publish", "--from", there.directory, "--models", models)
+        said = rapport(*command, "--accept", "a supplier's\n model")
+        assert f"engagement.{version}: gates accepted because: a supplier's model" in said.error
+        taken = read_release(models, "engagement", version)
+        assert "| gates accepted because | a supplier's model |" in taken.card.read_text()
+        assert rapport("verify", "engagement", version, "--models", models).code == 0
+        assert rapport("route", "engagement", "--champion", version, "--models", models).code == 0
+    assert read_release(models, "engagement", 6).contract.training["gates_failed"] == "churn_90d, calibration, ece: 0.2"
+    assert route(models) == Route(champion=6, previous=5)
 
 
 def test_with_a_key_only_what_it_signed_is_verified_and_routed(
@@ -422,6 +486,119 @@ def test_push_copies_what_is_routed_to_object_storage(rapport: Rapport, models: 
     assert "card.md is damaged" in rapport("push", url, "--models", models).error
 
 
+# Routing and gates.
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({}, "its gates were not asked when it was made"),
+        ({"passed": "9 of 10", "failed": "churn_90d, champion, auc: x"}, "it does not pass its gates: churn_90d"),
+    ],
+)
+def test_nobody_is_sent_to_what_its_gates_speak_against_unless_somebody_says_why(
+    rapport: Rapport, models: Path, release: Release, said: dict[str, str], reason: str
+) -> None:
+    assert with_gates(release, models, **said).version == "5"
+    change = ("route", "engagement", "--models", models)
+    before = (models / "routes.toml").read_bytes()
+    for options in (
+        ("--champion", 5),
+        ("--canary", "5:100"),
+        ("--canary", "5:1"),
+        ("--champion", 4, "--canary", "5:1"),
+    ):
+        refused = rapport(*change, *options)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.error.startswith(f"rapport: engagement.5 gets no customers: {reason}")
+        assert "a reason that others can read" in rapport(*change, *options, "--accept", "").error
+    assert (models / "routes.toml").read_bytes() == before
+
+    assert rapport(*change, "--shadow", 5).code == 0  # which answers nobody
+    let = rapport(*change, "--no-shadow", "--champion", 5, "--accept", "Black  Friday")
+    assert "engagement  accepted  none -> 5 because: Black Friday" in let.out.splitlines()
+    [accepted] = route(models).accepted
+    assert route(models) == Route(champion=5, previous=3, accepted=(Accepted(5, "Black Friday", accepted.at),))
+    assert f"engagement.5 may answer against its gates, since {accepted.at[:10]}: Black Friday" in (
+        rapport("list", "--models", models).out.splitlines()
+    )
+    machine = json.loads(rapport("list", "--models", models, "--json").out)
+    assert machine["routes"]["engagement"]["accepted"][0]["because"] == "Black Friday"
+    # Once said, it is said for good.
+    for version in (4, 1, 5):
+        assert rapport(*change, "--champion", version).code == 0
+    assert route(models) == Route(champion=5, previous=1, accepted=(accepted,))
+
+
+def test_the_way_back_asks_nobody(rapport: Rapport, models: Path, release: Release) -> None:
+    """Also where the champion before is of a time when no gates were asked."""
+    for _ in range(2):
+        with_gates(release, models)
+    reroute(models, champion=5, previous=6)
+    change = ("route", "engagement", "--models", models)
+
+    assert rapport("rollback", "engagement", "--models", models).code == 0
+    assert rapport(*change, "--champion", 5).code == 0
+    assert rapport(*change, "--champion", 5, "--canary", "6:10").code == 0
+    assert rapport(*change, "--no-canary", "--champion", 4).code == 0
+    assert rapport("rollback", "engagement", "--models", models).code == 0
+    assert route(models) == Route(champion=5, previous=4)
+    assert "engagement.6 gets no customers" in rapport(*change, "--champion", 6).error
+
+
+def test_who_was_compared_with_another_champion_is_promoted_with_a_word_of_it(
+    rapport: Rapport, models: Path, release: Release
+) -> None:
+    contract = read_release(models, "engagement", 3).contract
+    states = contract.metrics
+
+    def promoted(**changes: object) -> str:
+        """What is said when a model whose contract is changed so becomes champion in place of 3."""
+        made = with_contract(release, models, replace(contract, **changes))  # type: ignore[arg-type]
+        reroute(models, champion=3)
+        said = rapport("route", "engagement", "--champion", made.version, "--models", models)
+        assert said.code == 0, said.error
+        assert route(models).champion == int(made.version)
+        return said.error.replace(made.name, "it")
+
+    def met(name: str, digest: str) -> dict[str, str]:
+        return {**contract.training, "gates_champion": name, "gates_champion_contract": digest}
+
+    worse = {
+        "purchase_30d": {**states["purchase_30d"], "auc": states["purchase_30d"]["auc"] - 0.02},
+        "churn_90d": {**states["churn_90d"], "auc": states["churn_90d"]["auc"] - 0.009},
+        "spend_90d": {**states["spend_90d"], "rmse_capped": 1.03 * states["spend_90d"]["rmse_capped"]},
+    }
+    another = met("engagement.2", "another")
+    begins = "rapport: it: its gates compared it with engagement.2, and not with the champion of now, engagement.3; "
+
+    assert promoted(training=met("champion.1", contract.digest), metrics=worse) == ""
+    assert (
+        promoted(training=another) == f"{begins}of the same data its contract states nothing worse than is tolerated\n"
+    )
+    assert promoted(training=another, digests={"data": "other"}) == (
+        f"{begins}their figures are of other data, and cannot be compared\n"
+    )
+    said = promoted(training=another, metrics=worse)
+    assert said.startswith(f"{begins}of the same data its contract states worse, perhaps by chance: purchase_30d auc ")
+    assert "; spend_90d rmse_capped " in said
+    assert said.endswith(", where 2 % worse is tolerated\n")
+    assert "churn_90d" not in said
+    assert "its gates compared it with no champion, and not" in promoted(metrics=worse)
+
+
+def test_a_failed_model_that_was_accepted_is_promoted_with_a_word_of_it(
+    rapport: Rapport, models: Path, release: Release
+) -> None:
+    with_gates(release, models, passed="9 of 10", failed="churn_90d: bad", accepted_because="only as a shadow")
+    reroute(models, champion=3)
+
+    said = rapport("route", "engagement", "--champion", 5, "--models", models)
+
+    assert said.error.splitlines()[0] == "rapport: engagement.5: churn_90d: bad; accepted because: only as a shadow"
+    assert route(models) == Route(champion=5, previous=3)
+
+
 # Pruning.
 
 
@@ -566,10 +743,13 @@ def test_a_killed_prune_leaves_whole_releases_and_the_next_one_goes_on(
 
 
 def test_a_change_waits_until_the_gateway_serves_it(
-    rapport: Rapport, start: Start, customers: list[str], models: Path
+    rapport: Rapport, start: Start, customers: list[str], models: Path, release: Release
 ) -> None:
+    with_gates(release, models)
     url = start(models=models)
     for arguments, answer in (
+        (("route", "engagement", "--champion", 5, "--accept", "a test"), "5"),
+        (("rollback", "engagement"), "3"),
         (("load", "engagement", 4), "3"),
         (("route", "engagement", "--champion", 4), "4"),
         (("rollback", "engagement"), "3"),
