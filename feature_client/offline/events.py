@@ -6,7 +6,7 @@ All work is done by DuckDB from file to file, so a data set may be larger than m
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from feature_client.errors import RapportError
+from feature_client.offline.ahead import ahead
 from feature_client.offline.workspace import DataSet, Workspace
 
 MEMORY = "2GB"
@@ -27,6 +28,9 @@ MEMORY = "2GB"
 
 ROW_GROUP = 122_880
 """Rows, as DuckDB makes them."""
+
+WAITING = 16
+"""Row groups that are sorted and not yet written."""
 
 INSTANT = dt.Timestamp(timezone="UTC", scale=6)
 SECOND_US = 1_000_000
@@ -190,7 +194,8 @@ def take_over(
     intake = _Intake(connection, directory, as_of)
     accepted = directory / "events.parquet"
     with tqdm(desc="checking", unit=" events", unit_scale=True, disable=not progress) as bar:
-        _write_batches(connection, intake.events(parts, bar), accepted)
+        with closing(ahead(intake.events(parts, bar), WAITING)) as batches:
+            _write_batches(connection, batches, accepted)
     rejected = connection.read_parquet([str(path) for path in intake.rejected])
     counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
     events = connection.read_parquet(accepted)

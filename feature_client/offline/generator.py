@@ -1,12 +1,10 @@
 """Made-up engagement events with known effects: what `make up` runs on, and what models can be checked with."""
 
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from feature_client.offline.ahead import ahead
 from feature_client.offline.events import EventsError, Source, own_source, scratch, take_over
 from feature_client.offline.simulation import (
     ABOUT_EFFECTS,
@@ -33,8 +32,6 @@ from feature_client.offline.simulation import (
 )
 from feature_client.offline.workspace import DataSet, Workspace
 
-T = TypeVar("T")
-
 ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
 CURRENCY = "EUR"
 CHUNK = 2_000
@@ -44,10 +41,10 @@ PART = 20_000
 """Customers checked at once, about so many: bounds memory too."""
 
 BYTES_A_CUSTOMER = 1_000
-"""On disk, rounded up; beside it a part before the check."""
+"""On disk, rounded up."""
 
 FIRST_ID = 100_000
-HEADS = range(100, 1_000)
+HEADS = range(1_000, 10_000)
 """What ids begin with, ascending as text as well."""
 
 ORDERS_A_CUSTOMER = 10_000
@@ -129,15 +126,15 @@ def generate(
     generation = _Generation(seed, customers, anchor, effects, Catalogue.make(seed))
     with scratch(workspace) as (connection, directory):
         bar = tqdm(total=customers, desc="events", unit=" customers", disable=not progress)
-        with bar, closing(_ahead(generation.files(directory))) as files:
+        with bar, closing(ahead(generation.files(directory))) as files:
 
-            def parts() -> Iterator[Source]:
+            def sources() -> Iterator[Source]:
                 for path, size in files:
                     yield own_source("generated", connection.read_parquet(path), CURRENCY)
                     path.unlink()
                     bar.update(size)
 
-            dataset = take_over(workspace, connection, directory, parts(), anchor, progress=False)
+            dataset = take_over(workspace, connection, directory, sources(), anchor, progress=False)
     truth = Truth(ABOUT_EFFECTS, customers, seed, anchor, effects)
     workspace.truth.write_bytes(msgspec.json.format(msgspec.json.encode(truth), indent=1))
     return dataset
@@ -157,7 +154,7 @@ class _Generation:
         """Files with the events of some customers each, and how many they are; ids ascend as text from file to file."""
         for number, part in enumerate(parts_by_id(self.customers)):
             path = directory / f"generated-{number}.parquet"
-            with pq.ParquetWriter(path, FILE_SCHEMA) as writer:
+            with pq.ParquetWriter(path, FILE_SCHEMA, compression="none") as writer:  # it does not live long
                 for customers in part:
                     for first in range(customers.start // CHUNK * CHUNK, customers.stop, CHUNK):
                         writer.write_table(self._of(first, customers))
@@ -195,15 +192,6 @@ def _beginning_with(heads: range, customers: int) -> Iterator[range]:
     while (first := heads.start * scale - FIRST_ID) < customers:
         yield range(first, min(heads.stop * scale - FIRST_ID, customers))
         scale *= 10
-
-
-def _ahead(items: Iterator[T]) -> Generator[T]:
-    """The same, each made by a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 def _events(
