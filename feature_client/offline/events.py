@@ -193,9 +193,11 @@ def take_over(
     """
     intake = _Intake(connection, directory, as_of)
     accepted = directory / "events.parquet"
-    with tqdm(desc="checking", unit=" events", unit_scale=True, disable=not progress) as bar:
-        with closing(ahead(intake.events(parts, bar), WAITING)) as batches:
-            _write_batches(connection, batches, accepted)
+    with (
+        tqdm(desc="checking", unit=" events", unit_scale=True, disable=not progress) as bar,
+        closing(ahead(intake.events(parts, bar), WAITING)) as batches,
+    ):
+        _write_batches(connection, batches, accepted)
     rejected = connection.read_parquet([str(path) for path in intake.rejected])
     counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
     events = connection.read_parquet(accepted)
