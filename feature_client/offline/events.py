@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Never
 
 import duckdb
 import ibis
@@ -202,19 +203,19 @@ def take_over(
     counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
     events = connection.read_parquet(accepted)
     by_type = events.group_by("type").agg(rows=events.count(), first=events.ts.min(), last=events.ts.max())
-    facts = by_type.to_pandas().set_index("type")
-    if "purchase" not in facts.index:
+    facts = {row["type"]: row for row in by_type.to_pyarrow().to_pylist()}
+    if "purchase" not in facts:
         refused = ", ".join(f"{rows} x {reason}" for reason, rows in counts.items())
         raise EventsError(f"{intake.name} has no valid purchase to learn from ({refused or 'no rows at all'})")
     accepted.replace(workspace.events)
     write_sorted(connection, rejected, workspace.rejected)
     dataset = DataSet(
         name=intake.name,
-        first_event=facts["first"].min().to_pydatetime().astimezone(UTC),
-        as_of=(as_of or _midnight_after(facts["last"].max().to_pydatetime())).astimezone(UTC),
+        first_event=min(row["first"] for row in facts.values()).astimezone(UTC),
+        as_of=(as_of or _midnight_after(max(row["last"] for row in facts.values()))).astimezone(UTC),
         currency=intake.currency,
-        recorded=tuple(kind for kind in EVENT_TYPES if kind in facts.index),
-        events=int(facts["rows"].sum()),
+        recorded=tuple(kind for kind in EVENT_TYPES if kind in facts),
+        events=sum(row["rows"] for row in facts.values()),
         rejected={reason: int(rows) for reason, rows in counts.items()},
         digest=file_digest(workspace.events),
     )
@@ -230,7 +231,7 @@ class _Intake:
         self.rejected: list[Path] = []
         self._connection, self._directory, self._as_of = connection, directory, as_of
 
-    def events(self, parts: Iterable[Source], bar: "tqdm[object]") -> Iterator[pa.RecordBatch]:
+    def events(self, parts: Iterable[Source], bar: "tqdm[Never]") -> Iterator[pa.RecordBatch]:
         """In the order that EVENT_SCHEMA gives them."""
         for part in parts:
             self.name, self.currency = part.name, part.currency
@@ -263,15 +264,29 @@ class _Intake:
 
 
 def _write_batches(connection: ibis.BaseBackend, batches: Iterator[pa.RecordBatch], path: Path) -> None:
-    """By DuckDB, as they come. Computing a batch may use the connection."""
-    cursor = connection.con.cursor()
-    reader = pa.RecordBatchReader.from_batches(EVENT_SCHEMA.to_pyarrow(), _regular(batches))
-    cursor.register("batches", reader)
-    # One thread reads what comes in order; where order counts for nothing, two would write what they have got.
-    cursor.execute("SET preserve_insertion_order = true")
-    cursor.execute(f"COPY (FROM batches) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
-    cursor.execute("SET preserve_insertion_order = false")
-    cursor.close()
+    """By DuckDB, as they come. Making a batch may use the connection; what goes wrong there is raised as it is."""
+    faults: list[Exception] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from _regular(batches)
+        except Exception as exc:
+            faults.append(exc)
+            raise
+
+    with connection.con.cursor() as cursor:
+        cursor.register("batches", pa.RecordBatchReader.from_batches(EVENT_SCHEMA.to_pyarrow(), watched()))
+        # In the order in which they come, whoever writes them.
+        cursor.execute("SET preserve_insertion_order = true")
+        try:
+            cursor.execute(f"COPY (FROM batches) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
+        except duckdb.Error:
+            # DuckDB's own words for it would bury what it was.
+            if faults:
+                raise faults[0] from None
+            raise
+        finally:
+            cursor.execute("SET preserve_insertion_order = false")
 
 
 def _regular(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -357,12 +372,12 @@ def _with_orders(events: ir.Table) -> ir.Table:
     return events.mutate(order_id=events.order_id.coalesce(instant), ts=_whole_seconds(events.ts))
 
 
-@ibis.udf.scalar.builtin
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
 def epoch_us(ts: INSTANT) -> int:  # type: ignore[valid-type,empty-body]
     """DuckDB's."""
 
 
-@ibis.udf.scalar.builtin
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
 def make_timestamptz(microseconds: int) -> INSTANT:  # type: ignore[valid-type]
     """DuckDB's."""
 

@@ -1,7 +1,7 @@
 """The offline half on one machine: how time and memory of its steps grow with the number of customers.
 
-Each step is the command that people run, in a process of its own, one data set after the other. Training takes a sample of
-fixed size from each (feature_client/offline/learners.py); everything else is of every customer.
+Each step is the command that people run, in a process of its own, one data set after the other. Training takes a
+sample of fixed size from each (feature_client/offline/learners.py); everything else is of every customer.
 """
 
 import os

@@ -25,7 +25,7 @@ class Plan:
     rounds: int
     customers: int
     models: int
-    sizes: Sequence[int]
+    sizes: Sequence[int] = ()
 
     def interleaved(self, first: Callable[[], Thing], second: Callable[[], Other]) -> Iterator[tuple[Thing, Other]]:
         """Both, side by side in time, a pair a round; who goes first alternates, so that a drift favours nobody."""
