@@ -24,7 +24,8 @@ What `make bench` measured on one machine; it rewrites this page. Every ratio is
 side in one run: the figure is the median of the rounds, and the spread between rounds is what the machine adds. The
 gateway runs as it does in production, one worker on one core, with an API key, validation, deadlines, freshness,
 metrics and its log line for every request; its load comes from another core, and Redis may use both. What the rows
-mean and where the marks come from is in `loadtests/bench`.
+mean and where the marks come from is in `loadtests/bench`. What it takes to get there, from events to a trained model,
+is on [a page of its own](performance-offline.md).
 """
 
 OFFLINE = "offline"
