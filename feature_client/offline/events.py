@@ -162,6 +162,7 @@ def scratch(workspace: Workspace) -> Iterator[tuple[ibis.BaseBackend, Path]]:
             temp_directory=name,
             memory_limit=MEMORY,
             preserve_insertion_order=False,  # it would be kept in memory; whoever needs an order says so
+            enable_external_file_cache=False,  # it would fill that memory with files that are read once
         )
         try:
             yield connection, directory
