@@ -47,13 +47,13 @@ quality: $(INSTALLED)
 
 # Every performance row, with ratios inside one run, and the pages docs/performance*.md from it. SECONDS= of one load, ROUNDS= of
 # each comparison, ROWS=throughput,tail or ROWS=on_triton for some of them, CUSTOMERS=10000000 for the large store (8 GB of memory),
-# ROWS=offline for the steps from events to a trained model with CUSTOMERS= and a tenth of them,
+# ROWS=offline for the steps from events to a trained model with SIZES=100000,1000000 customers (or CUSTOMERS= and a tenth of them),
 # PEERS=1 for other systems beside ours.
 bench: $(INSTALLED) wrk
 	@$(MAKE) -s triton || echo "without it the Triton rows are not measured" >&2
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m loadtests.bench --home $(HOME_DIR)/bench \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CUSTOMERS),--customers $(CUSTOMERS)) \
-		$(if $(ROWS),--rows $(ROWS)) $(if $(filter-out on_triton offline,$(ROWS)),,--docs docs) $(if $(PEERS),--peers)
+		$(if $(SIZES),--sizes $(SIZES)) $(if $(ROWS),--rows $(ROWS)) $(if $(filter-out on_triton offline,$(ROWS)),,--docs docs) $(if $(PEERS),--peers)
 
 # The load of `make bench`. Unpacked with the one library that it needs, so that it needs no root.
 wrk: $(INSTALLED)

@@ -141,7 +141,7 @@ def _past(connection: ibis.BaseBackend, events: ir.Table, since: Mapping[str, da
 def _computed(connection: ibis.BaseBackend, name: str, table: ir.Table) -> ir.Table:
     # Not create_table(overwrite=True): Ibis 12 with sqlglot 30 writes a DROP that DuckDB cannot parse.
     connection.raw_sql(f'DROP TABLE IF EXISTS "{name}"')
-    return connection.create_table(name, table)
+    return connection.create_table(name, table, temp=True)
 
 
 def declared_fields(schema: FeatureSchema) -> Fields:

@@ -1,15 +1,15 @@
 """The latest row of every customer, into the online store, without Feast: the bytes that it would write, faster.
 
-DuckDB selects the rows and joins the views of one entity; its batches are encoded column by column (encoding.py) and
-written as one HSET an entity. Memory holds a few batches, however many rows there are.
+DuckDB selects the rows and joins the views of one entity, for some entities after the other; its batches are encoded
+column by column (encoding.py) and written as one HSET an entity. Memory holds those entities, however many there are.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import chain
+from datetime import datetime
+from itertools import chain, pairwise
 from pathlib import Path
 
 import duckdb
@@ -41,6 +41,12 @@ TIMEOUT_S = 60.0
 
 BATCH = 2_048
 """Entities of one write, 1 to 2 MB; one write is on its way while the next is encoded."""
+
+AT_ONCE = 50_000
+"""Entities selected and joined at once, about so many: what DuckDB would need for all of them, it need not spill."""
+
+SAMPLED = 200
+"""Keys looked at to find where one share of the entities ends."""
 
 DTYPES = NUMBERS | {"String": "string", "UnixTimestamp": "timestamp"}
 
@@ -85,6 +91,14 @@ class View:
     created: str | None
 
 
+@dataclass(frozen=True)
+class Share:
+    """Some of the entities: a condition on their first key, and its parameters."""
+
+    condition: str
+    parameters: Sequence[object]
+
+
 def load(
     workspace: Workspace,
     as_of: datetime | None = None,
@@ -114,22 +128,25 @@ def load(
     with _writer(workspace) as writer, scratch(workspace) as (backend, _), _readable():
         connection = backend.con
         connection.execute("SET TimeZone = 'UTC'")
-        selected = {view.name: _select(connection, view, as_of) for view in views}
-        if empty := [name for name, rows in selected.items() if not rows]:
+        entities = {view.name: _checked(connection, view, as_of) for view in views}
+        if empty := [name for name, number in entities.items() if not number]:
             raise MaterializeError(
                 f"no features in the {REACH.days} days before {to_iso(as_of.timestamp())} in {', '.join(empty)}: "
                 "build them with that cutoff first"
             )
         layout = _Layout(views, workspace.project)
-        batches = connection.execute(_joined(views)).fetch_record_batch(BATCH)
+        largest = max(views, key=lambda view: entities[view.name])
+        rows = dict.fromkeys(entities, 0)
         # Of views with different entities there are more than this.
-        entities = max(selected.values()) * copies
-        with tqdm(total=entities, desc="load", unit=" entities", disable=not progress) as bar:
-            for batch in batches:
-                for commands in layout.commands(batch, copies):
-                    writer.write(commands, len(batch))
-                    bar.update(len(batch))
-    rows = {name: number * copies for name, number in selected.items()}
+        about = entities[largest.name] * copies
+        with tqdm(total=about, desc="load", unit=" entities", disable=not progress) as bar:
+            for share in _shares(connection, largest, as_of, -(-entities[largest.name] // AT_ONCE)):
+                for view in views:
+                    rows[view.name] += _select(connection, view, as_of, share) * copies
+                for batch in connection.execute(_joined(views)).fetch_record_batch(BATCH):
+                    for commands in layout.commands(batch, copies):
+                        writer.write(commands, len(batch))
+                        bar.update(len(batch))
     return Loaded(writer.written, rows, time.monotonic() - started)
 
 
@@ -184,34 +201,73 @@ def _size(file: Path) -> int:
     return file.stat().st_size
 
 
-def _select(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime) -> int:
-    """Makes the table of the view's latest rows, one an entity, and returns their number."""
+def _checked(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime) -> int:
+    """About how many entities have a row. Raises MaterializeError where the columns are not what we write."""
     described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(view.file)]).fetchall()
     there = {name: dtype for name, dtype, *_ in described}
-    wanted = {**view.keys, **view.fields, view.time: "timestamp"}
+    wanted = _wanted(view)
     if wrong := [name for name, dtype in wanted.items() if there.get(name) not in READ_AS[dtype][1]]:
         name = wrong[0]
         raise MaterializeError(
             f"{view.file.name}: {name} is {there.get(name, 'not there')}, which is not written as {wanted[name]}"
         )
     keys = ", ".join(map(_quoted, view.keys))
-    columns = ", ".join(f"{_read(name, dtype)} AS {_quoted(name)}" for name, dtype in wanted.items())
-    newest = ", ".join(f"{_quoted(name)} DESC" for name in (view.time, view.created) if name)
-    start, end = (instant.astimezone(UTC).replace(tzinfo=None) for instant in (as_of - REACH, as_of))
-    # Selected by the columns as they are in the file, before they become what we read.
-    connection.execute(
-        f"CREATE TABLE {_quoted(view.name)} AS SELECT {columns} FROM ("  # noqa: S608  (quoted names of the registry)
-        f"SELECT * FROM read_parquet(?) WHERE CAST({_quoted(view.time)} AS TIMESTAMP) BETWEEN ? AND ? "
-        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {newest}) = 1)",
-        [str(view.file), start, end],
-    )
     some_key_null = " OR ".join(f"{_quoted(name)} IS NULL" for name in view.keys)
-    rows, nulls = connection.execute(
-        f"SELECT count(*), count(*) FILTER ({some_key_null}) FROM {_quoted(view.name)}"  # noqa: S608  (as above)
+    rows, entities, nulls = connection.execute(
+        f"SELECT count(*), approx_count_distinct(({keys})), count(*) FILTER ({some_key_null}) "  # noqa: S608  (quoted names of the registry)
+        f"FROM ({_within(view)})",
+        _window(view, as_of),
     ).fetchall()[0]
     if nulls:
         raise MaterializeError(f"{view.file.name} has rows without {' or '.join(view.keys)}")
-    return int(rows)
+    return min(int(rows), max(int(entities), 1))
+
+
+def _within(view: View) -> str:
+    """Rows of the time that counts, with parameters of `_window`: by the columns as they are in the file.
+
+    The cast does nothing to what we build, so row groups of another time are not even read.
+    """
+    when = f"CAST({_quoted(view.time)} AS TIMESTAMP WITH TIME ZONE)"
+    return f"SELECT * FROM read_parquet(?) WHERE {when} BETWEEN ? AND ?"  # noqa: S608  (a quoted name of the registry)
+
+
+def _window(view: View, as_of: datetime) -> list[object]:
+    return [str(view.file), as_of - REACH, as_of]
+
+
+def _shares(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime, number: int) -> list[Share]:
+    """All entities, in about that many shares. Of a file that is sorted by key, one is a few row groups."""
+    key = _quoted(next(iter(view.keys)))
+    found = connection.execute(
+        f"SELECT {key} FROM (SELECT {key} FROM ({_within(view)}) USING SAMPLE reservoir({SAMPLED * number} ROWS) "  # noqa: S608  (as above)
+        "REPEATABLE (0)) ORDER BY 1",
+        _window(view, as_of),
+    ).fetchall()
+    starts = sorted({found[len(found) * place // number][0] for place in range(1, number)})
+    if not starts:
+        return [Share("TRUE", [])]
+    between = [Share(f"{key} >= ? AND {key} < ?", list(pair)) for pair in pairwise(starts)]
+    return [Share(f"{key} < ?", starts[:1]), *between, Share(f"{key} >= ?", starts[-1:])]
+
+
+def _select(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime, share: Share) -> int:
+    """Makes the table of the latest rows of a share of the entities, one each, and returns their number."""
+    keys = ", ".join(map(_quoted, view.keys))
+    columns = ", ".join(f"{_read(name, dtype)} AS {_quoted(name)}" for name, dtype in _wanted(view).items())
+    newest = ", ".join(f"{_quoted(name)} DESC" for name in (view.time, view.created) if name)
+    # Selected before the columns become what we read. A table of its own kind: those in the file are compressed first.
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {_quoted(view.name)} AS SELECT {columns} FROM ("  # noqa: S608  (as above)
+        f"{_within(view)} AND {share.condition} "
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {newest}) = 1)",
+        [*_window(view, as_of), *share.parameters],
+    )
+    return int(connection.execute(f"SELECT count(*) FROM {_quoted(view.name)}").fetchall()[0][0])  # noqa: S608  (as above)
+
+
+def _wanted(view: View) -> dict[str, str]:
+    return {**view.keys, **view.fields, view.time: "timestamp"}
 
 
 def _joined(views: Sequence[View]) -> str:

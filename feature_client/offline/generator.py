@@ -1,16 +1,21 @@
 """Made-up engagement events with known effects: what `make up` runs on, and what models can be checked with."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from feature_client.offline.events import EventsError, own_source, scratch, take_over
+from feature_client.offline.ahead import ahead
+from feature_client.offline.events import EventsError, Source, own_source, scratch, take_over
 from feature_client.offline.simulation import (
     ABOUT_EFFECTS,
     CATEGORIES,
@@ -32,10 +37,16 @@ CURRENCY = "EUR"
 CHUNK = 2_000
 """Customers simulated at once: bounds memory, whatever their number."""
 
-BYTES_A_CUSTOMER = 8_000
-"""On disk, before and after the check, rounded up."""
+PART = 20_000
+"""Customers checked at once, about so many: bounds memory too."""
+
+BYTES_A_CUSTOMER = 1_000
+"""On disk, rounded up."""
 
 FIRST_ID = 100_000
+HEADS = range(1_000, 10_000, 2)
+"""What ids begin with, ascending as text as well. By two: ids of seven digits then begin and end with a chunk."""
+
 ORDERS_A_CUSTOMER = 10_000
 ITEMS = 1_200
 SERVICES = ("advice", "delivery tracking", "gift wrapping", "loyalty club", "repair")
@@ -112,23 +123,75 @@ def generate(
         raise EventsError(f"anchor {anchor.isoformat()} has no time zone; write it as {anchor.isoformat()}Z")
     effects = effects or Effects()
     workspace.require_space(customers * BYTES_A_CUSTOMER + 50_000_000, f"generating {customers:,} customers")
-    catalogue = Catalogue.make(seed)
+    generation = _Generation(seed, customers, anchor, effects, Catalogue.make(seed))
     with scratch(workspace) as (connection, directory):
-        path = directory / "generated.parquet"
         bar = tqdm(total=customers, desc="events", unit=" customers", disable=not progress)
-        with pq.ParquetWriter(path, FILE_SCHEMA) as writer, bar:
-            for first in range(0, customers, CHUNK):
-                size = min(CHUNK, customers - first)
-                # A stream of its own for each chunk: a larger data set begins with the same full chunks.
-                rng = np.random.default_rng([seed, first])
-                behaviour = simulate(rng, size, anchor.timestamp(), effects)
-                writer.write_table(_events(rng, behaviour, first, anchor, catalogue))
-                bar.update(size)
-        source = own_source("generated", connection.read_parquet(path), CURRENCY)
-        dataset = take_over(workspace, connection, directory, source, anchor, progress=progress)
+        with bar, closing(ahead(generation.files(directory))) as files:
+
+            def sources() -> Iterator[Source]:
+                for path, size in files:
+                    yield own_source("generated", connection.read_parquet(path), CURRENCY)
+                    path.unlink()
+                    bar.update(size)
+
+            dataset = take_over(workspace, connection, directory, sources(), anchor, progress=False)
     truth = Truth(ABOUT_EFFECTS, customers, seed, anchor, effects)
     workspace.truth.write_bytes(msgspec.json.format(msgspec.json.encode(truth), indent=1))
     return dataset
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """The customers of one data set, from 0 on."""
+
+    seed: int
+    customers: int
+    anchor: datetime
+    effects: Effects
+    catalogue: Catalogue
+
+    def files(self, directory: Path) -> Iterator[tuple[Path, int]]:
+        """Files with the events of some customers each, and how many they are; ids ascend as text from file to file."""
+        for number, part in enumerate(parts_by_id(self.customers)):
+            path = directory / f"generated-{number}.parquet"
+            with pq.ParquetWriter(path, FILE_SCHEMA, compression="none") as writer:  # it does not live long
+                for customers in part:
+                    for first in range(customers.start // CHUNK * CHUNK, customers.stop, CHUNK):
+                        writer.write_table(self._of(first, customers))
+            yield path, sum(map(len, part))
+
+    def _of(self, first: int, wanted: range) -> pa.Table:
+        """Events of those of the chunk from `first` on who are wanted."""
+        size = min(CHUNK, self.customers - first)
+        # A stream of its own for each chunk: a larger data set begins with the same full chunks.
+        rng = np.random.default_rng([self.seed, first])
+        behaviour = simulate(rng, size, self.anchor.timestamp(), self.effects)
+        events = _events(rng, behaviour, first, self.anchor, self.catalogue)
+        if wanted.start <= first and first + size <= wanted.stop:
+            return events
+        customer = pc.subtract(events["customer_id"], FIRST_ID)
+        return events.filter(pc.and_(pc.greater_equal(customer, wanted.start), pc.less(customer, wanted.stop)))
+
+
+def parts_by_id(customers: int, size: int = PART) -> Iterator[list[range]]:
+    """All customers, about `size` at once: whoever comes in a later part has an id that comes later as text.
+
+    As text 1000000 comes before 100001: a part is one range of customers for every number of digits.
+    """
+    begin = HEADS.start
+    for end in range(begin + HEADS.step, HEADS.stop + 1, HEADS.step):
+        part = list(_beginning_with(range(begin, end), customers))
+        if part and (end == HEADS.stop or sum(map(len, part)) >= size):
+            yield part
+            begin = end
+
+
+def _beginning_with(heads: range, customers: int) -> Iterator[range]:
+    """The customers whose ids begin with these digits: one range for every number of digits."""
+    scale = FIRST_ID // HEADS.start
+    while (first := heads.start * scale - FIRST_ID) < customers:
+        yield range(first, min(heads.stop * scale - FIRST_ID, customers))
+        scale *= 10
 
 
 def _events(

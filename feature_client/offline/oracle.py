@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import dataset
 
+from feature_client.offline.lookup import begun, events_of
 from feature_client.schema import FeatureSchema
 
 Value = float | int | str | datetime | None
@@ -52,24 +51,13 @@ class History:
 
 def read_history(path: Path, customers: Iterable[str]) -> History:
     """Of some customers, from a workspace's events; a file may be larger than memory."""
-    file = dataset.dataset(path)
-    since: dict[str, datetime] = {}
-    for batch in file.to_batches(columns=["type", "ts"]):
-        _begin(since, pa.Table.from_batches([batch]))
-    wanted = pa.array(sorted(set(customers)), pa.string())
-    return History(_by_customer(file.to_table(filter=pc.field("customer_id").isin(wanted))), since)
+    return History(_by_customer(events_of(path, customers)), begun(path))
 
 
 def history_of(events: pa.Table) -> History:
     """Of everybody in a table of events."""
-    since: dict[str, datetime] = {}
-    _begin(since, events)
-    return History(_by_customer(events), since)
-
-
-def _begin(since: dict[str, datetime], events: pa.Table) -> None:
-    for found in events.group_by("type").aggregate([("ts", "min")]).to_pylist():
-        since[found["type"]] = min(since.get(found["type"], found["ts_min"]), found["ts_min"])
+    first = events.group_by("type").aggregate([("ts", "min")]).to_pylist()
+    return History(_by_customer(events), {found["type"]: found["ts_min"] for found in first})
 
 
 def _by_customer(events: pa.Table) -> dict[str, list[Event]]:

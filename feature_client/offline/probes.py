@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import dataset
 
 from feature_client.offline.events import EVENT_TYPES, scratch
+from feature_client.offline.learners import learners
+from feature_client.offline.lookup import events_of
 from feature_client.offline.oracle import WINDOWS_DAYS
 from feature_client.offline.workspace import Workspace
 
@@ -79,17 +80,17 @@ def _edges(cutoff: int) -> Iterator[int]:
 
 
 def _sample(workspace: Workspace) -> pa.Table:
-    """All events of some customers, the same ones for the same events."""
+    """All events of some customers that may be trained on, the same ones for the same events."""
     with scratch(workspace) as (connection, _):
+        connection.create_view("learning", learners(connection.read_parquet(workspace.events)))
         chosen = connection.raw_sql(
             """
-            SELECT customer_id FROM read_parquet(?) GROUP BY customer_id
+            SELECT customer_id FROM learning GROUP BY customer_id
             ORDER BY count(*) BETWEEN ? AND ? DESC, md5(customer_id), customer_id LIMIT ?
             """,
-            parameters=[str(workspace.events), FEWEST, MOST, CUSTOMERS],
+            parameters=[FEWEST, MOST, CUSTOMERS],
         ).fetchall()
-    ids = pa.array([customer for (customer,) in chosen], pa.string())
-    return dataset.dataset(workspace.events).to_table(filter=pc.field("customer_id").isin(ids))
+    return events_of(workspace.events, (customer for (customer,) in chosen))
 
 
 def _moments(events: pa.Table) -> npt.NDArray[np.int64]:

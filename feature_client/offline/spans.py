@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import ibis
 import ibis.expr.types as ir
 
-SPAN = 100_000
+SPAN = 50_000
 """Customers."""
 
 

@@ -85,7 +85,13 @@ def main() -> None:
         find_wrk()
         with home(options.home, options.base, PATIENT if options.patient else {}) as prepared:
             plan = Plan(
-                prepared, Cores(cores[0], cores[-1]), options.seconds, options.rounds, options.customers, options.models
+                prepared,
+                Cores(cores[0], cores[-1]),
+                options.seconds,
+                options.rounds,
+                options.customers,
+                options.models,
+                options.sizes or (options.customers // 10, options.customers),
             )
             facts = circumstances(prepared.redis)
             for name in options.rows:
@@ -119,6 +125,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
     parser.add_argument("--base", type=int, default=20_000, help="customers of the data set that is made")
     parser.add_argument("--customers", type=int, default=1_000_000, help="of the large store")
+    parser.add_argument(
+        "--sizes", type=sizes, help="numbers of customers for offline; by default --customers and a tenth of them"
+    )
     parser.add_argument("--models", type=int, default=50, help="of the large repository")
     parser.add_argument(
         "--patient", action="store_true", help="long timeouts, for a machine that is busy with something else"
@@ -135,6 +144,10 @@ def names(text: str) -> list[str]:
     if unknown := sorted(set(wanted) - set(ALL_ROWS)):
         raise argparse.ArgumentTypeError(f"no such rows: {', '.join(unknown)}")
     return wanted
+
+
+def sizes(text: str) -> list[int]:
+    return sorted({int(word) for word in text.split(",")})
 
 
 def say(text: str) -> None:

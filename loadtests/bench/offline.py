@@ -1,7 +1,7 @@
 """The offline half on one machine: how time and memory of its steps grow with the number of customers.
 
-Each step is the command that people run, in a process of its own, one size after the other. Training takes a sample of
-fixed size from either (feature_client/offline/learners.py); everything else is of every customer.
+Each step is the command that people run, in a process of its own, one data set after the other. Training takes a
+sample of fixed size from each (feature_client/offline/learners.py); everything else is of every customer.
 """
 
 import os
@@ -18,9 +18,6 @@ from tqdm import tqdm
 from loadtests.bench.home import RAPPORT, PreparationError, local_redis
 from loadtests.bench.plan import Plan
 from loadtests.bench.report import Row
-
-SHARE = 10
-"""The smaller size has a tenth of the customers."""
 
 LINEAR = 1.2
 FLAT = 1.2
@@ -48,40 +45,42 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """mib: the most that was resident at once; of the command, not of Redis."""
+    """seconds: on the clock. processor_s: of all cores together, which does not count what else ran on the machine.
+    mib: the most that was resident at once; of the command, not of Redis."""
 
     seconds: float
+    processor_s: float
     mib: float
 
 
 def offline(plan: Plan, steps: Sequence[Step] = STEPS) -> Iterator[Row]:
-    """A row for the time and one for the peak of memory of every step, with `customers` against a tenth of them."""
-    sizes = (plan.customers // SHARE, plan.customers)
-    few, many = (_measured(plan.home.scratch / f"offline-{size}", size, steps) for size in sizes)
-    compared = f"{sizes[1]:,} against {sizes[0]:,} customers"
+    """A row for the time and one for the peak of memory of every step, with the most customers against the fewest."""
+    sizes = sorted(plan.sizes)
+    costs = [_measured(plan.home.scratch / f"offline-{size}", size, steps) for size in sizes]
+    compared = f"{sizes[-1]:,} against {sizes[0]:,} customers"
     for step in steps:
         if step.means is None:
             continue
-        small, large = few[step.name], many[step.name]
-        growth = 1.0 if step.sampled else sizes[1] / sizes[0]
-        details = {"customers": sizes, "costs": [asdict(small), asdict(large)]}
+        few, many = costs[0][step.name], costs[-1][step.name]
+        growth = 1.0 if step.sampled else sizes[-1] / sizes[0]
+        details = {"step": step.means, "customers": sizes, "costs": [asdict(cost[step.name]) for cost in costs]}
         yield Row(
             f"offline_{step.name}_time",
             f"time of {step.means}{'' if step.sampled else ', a customer'}, {compared}",
-            (large.seconds / small.seconds / growth,),
+            (many.seconds / few.seconds / growth,),
             "times",
             mark=LINEAR,
             details=details,
-            absolute=f"{large.seconds:,.0f} against {small.seconds:,.0f} s in all",
+            absolute=f"{many.seconds:,.0f} against {few.seconds:,.0f} s in all",
         )
         yield Row(
             f"offline_{step.name}_memory",
             f"peak memory of {step.means}, {compared}",
-            (large.mib / small.mib,),
+            (many.mib / few.mib,),
             "times",
             mark=FLAT,
             details=details,
-            absolute=f"{large.mib:,.0f} against {small.mib:,.0f} MiB",
+            absolute=f"{many.mib:,.0f} against {few.mib:,.0f} MiB",
         )
 
 
@@ -108,4 +107,4 @@ def _cost_of(command: list[str]) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise PreparationError(f"`{' '.join(command[2:5])}` ended with code {process.returncode}")
-    return Cost(time.monotonic() - started, usage.ru_maxrss / 1024)
+    return Cost(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)

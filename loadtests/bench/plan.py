@@ -14,7 +14,10 @@ Other = TypeVar("Other")
 
 @dataclass(frozen=True)
 class Plan:
-    """seconds: of one load. rounds: how often each comparison is repeated. customers, models: of the large ones."""
+    """seconds: of one load. rounds: how often each comparison is repeated. customers, models: of the large ones.
+
+    sizes: numbers of customers that the offline half is run with.
+    """
 
     home: "Home"
     cores: "Cores"
@@ -22,6 +25,7 @@ class Plan:
     rounds: int
     customers: int
     models: int
+    sizes: Sequence[int] = ()
 
     def interleaved(self, first: Callable[[], Thing], second: Callable[[], Other]) -> Iterator[tuple[Thing, Other]]:
         """Both, side by side in time, a pair a round; who goes first alternates, so that a drift favours nobody."""

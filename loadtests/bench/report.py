@@ -3,7 +3,7 @@
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +12,8 @@ from typing import Any
 from redis import Redis
 
 from loadtests.bench.machine import commit, described
+from loadtests.bench.offline_page import HEAD as HEAD_OFFLINE
+from loadtests.bench.offline_page import by_size
 from loadtests.bench.triton_page import HEAD as HEAD_TRITON
 from loadtests.bench.triton_page import is_triton, recommended
 from loadtests.peers.page import section
@@ -22,18 +24,18 @@ What `make bench` measured on one machine; it rewrites this page. Every ratio is
 side in one run: the figure is the median of the rounds, and the spread between rounds is what the machine adds. The
 gateway runs as it does in production, one worker on one core, with an API key, validation, deadlines, freshness,
 metrics and its log line for every request; its load comes from another core, and Redis may use both. What the rows
-mean and where the marks come from is in `loadtests/bench`.
+mean and where the marks come from is in `loadtests/bench`. What it takes to get there, from events to a trained model,
+is on [a page of its own](performance-offline.md).
 """
 
 OFFLINE = "offline"
-HEAD_OFFLINE = """# Performance of the offline half
+BELOW: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], list[str]]] = {
+    "performance.md": section,
+    "performance-offline.md": by_size,
+    "performance-triton.md": recommended,
+}
+"""Page -> what stands below its table."""
 
-What `make bench ROWS=offline` measured on one machine; it rewrites this page. `CUSTOMERS=` is the larger number of
-customers, a million by default; the smaller one is a tenth of it. Each step is a command of its own: its time, and the
-most memory that was resident at once (of the command, not of Redis). DuckDB gets 2 GB and spills into the workspace
-beyond. Features are built at `as_of` for every customer, and at the cutoffs of training for 50,000 of them, chosen by a
-hash of the id (`feature_client/offline/learners.py`).
-"""
 HEADS = {"performance.md": HEAD, "performance-offline.md": HEAD_OFFLINE, "performance-triton.md": HEAD_TRITON}
 
 
@@ -119,14 +121,19 @@ def _page(page: str, result: Mapping[str, Any]) -> str:
     lines = [
         HEADS[page],
         f"Machine: {result['machine']}. Commit {result['commit']}, {result['date']}.",
-        f"{result['rounds']} rounds of {result['seconds']:g} s. {versions}.\n",
+        f"{_rounds(page, result)}{versions}.\n",
         *table([row for row in rows if not row["group"].startswith("peer_")]),
-        *(recommended(rows) if page == "performance-triton.md" else section(rows)),
+        *BELOW[page](rows),
     ]
     failed = {name: reason for name, reason in result["failed"].items() if _page_of(name) == page}
     # A reason may be the last words of some program, of many lines.
     lines += [f"\nNot measured: {name} ({' '.join(reason.split())})." for name, reason in failed.items()]
     return "\n".join(lines) + "\n"
+
+
+def _rounds(page: str, result: Mapping[str, Any]) -> str:
+    """The steps of the offline half are run once."""
+    return "" if page == "performance-offline.md" else f"{result['rounds']} rounds of {result['seconds']:g} s. "
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

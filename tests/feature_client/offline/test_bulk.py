@@ -114,8 +114,12 @@ def rewritten(source: Workspace, root: Path, change: Callable[[pa.Table], pa.Tab
     return workspace
 
 
-def test_the_bytes_of_our_own_views_are_feasts(redis: "Redis", generated: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [bulk.AT_ONCE, 40])
+def test_the_bytes_of_our_own_views_are_feasts(
+    redis: "Redis", generated: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     """Rows at both ends of the window and just outside, corrections of the same instant, in any order."""
+    monkeypatch.setattr(bulk, "AT_ONCE", at_once)
     as_of = generated.dataset().as_of
 
     def change(table: pa.Table) -> pa.Table:
@@ -159,9 +163,12 @@ def at_instant(rows: pa.Table, at: datetime, suffix: str) -> pa.Table:
     return rows
 
 
-@pytest.mark.parametrize("as_of", [NOW, datetime(1970, 1, 1, 0, 0, 0, 1, UTC)])
-def test_the_bytes_of_every_type_are_feasts(redis: "Redis", shop_files: Workspace, as_of: datetime) -> None:
+@pytest.mark.parametrize(("as_of", "at_once"), [(NOW, bulk.AT_ONCE), (datetime(1970, 1, 1, 0, 0, 0, 1, UTC), 700)])
+def test_the_bytes_of_every_type_are_feasts(
+    redis: "Redis", shop_files: Workspace, monkeypatch: pytest.MonkeyPatch, as_of: datetime, at_once: int
+) -> None:
     """Extremes, nulls, any text, customers that one of the views does not have, times to the microsecond."""
+    monkeypatch.setattr(bulk, "AT_ONCE", at_once)
     draw = np.random.default_rng(5)
     ids = [f"c{n}" for n in range(3_000)] + ["", "é", "日本", "🛒", "a b", "-1", "x:y", "\x00", "{tag}", "z" * 600]
 
@@ -190,7 +197,11 @@ def test_the_bytes_of_every_type_are_feasts(redis: "Redis", shop_files: Workspac
     assert {fields.count(4) > 0, fields.count(9) > 0, fields.count(13) > 0} == {True}
 
 
-def test_the_bytes_of_other_keys_are_feasts(redis: "Redis", shop_files: Workspace) -> None:
+@pytest.mark.parametrize("at_once", [bulk.AT_ONCE, 2])
+def test_the_bytes_of_other_keys_are_feasts(
+    redis: "Redis", shop_files: Workspace, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(bulk, "AT_ONCE", at_once)
     accounts = [0, 1, -1, 2**63 - 1, -(2**63)]
     at = {"event_timestamp": NOW}
     write(shop_files, "accounts", [{"account_id": n, "balance": 1.5, **at} for n in accounts])

@@ -1,6 +1,7 @@
 """Nothing is dropped in silence: every row is an event, or is kept aside with the reason why it is none."""
 
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
-from feature_client.offline.events import EventsError, load_events
+from feature_client.offline.events import EventsError, Source, load_events, own_source, scratch, take_over
 from feature_client.offline.workspace import DataSet, Workspace, WorkspaceError
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -61,6 +62,57 @@ def test_refused_rows_are_counted_by_reason_and_kept_aside(tmp_path: Path) -> No
     kept = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert len(kept) + dataset.events == len(rows)
     assert {row["type"] for row in kept if row["reason"] == "unknown type"} == {"refund", None}
+
+
+def test_parts_of_a_source_give_the_files_of_the_whole(tmp_path: Path) -> None:
+    """Duplicates and refused rows in some parts, and nothing wrong in others."""
+    parts = [
+        [event(), event(), event(ts=None), event(order_id="o2", amount=2.5)],
+        [event(customer_id="c2")],
+        [
+            event(customer_id="c3", item=None),
+            event(customer_id="c3", type="refund"),
+            event(customer_id="c3", item=None),
+        ],
+    ]
+    schema = pa.Table.from_pylist([event()]).schema
+
+    def taken(name: str, parts: list[list[dict[str, object]]]) -> DataSet:
+        workspace = Workspace(tmp_path / name)
+        with scratch(workspace) as (connection, directory):
+
+            def sources() -> Iterator[Source]:
+                for rows in parts:
+                    pq.write_table(pa.Table.from_pylist(rows, schema), directory / "part.parquet")
+                    yield own_source("mine", connection.read_parquet(directory / "part.parquet"), "EUR")
+
+            return take_over(workspace, connection, directory, sources(), None, progress=False)
+
+    whole = taken("whole", [[row for rows in parts for row in rows]])
+
+    assert taken("parts", parts) == whole
+    assert whole.rejected == {"duplicate": 2, "no time": 1, "unknown type": 1}
+    for name in ("events.parquet", "rejected.parquet"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_fails_on_the_way_is_raised_as_what_it_is(tmp_path: Path) -> None:
+    def sources() -> Iterator[Source]:
+        yield own_source("mine", connection.read_parquet(tmp_path / "first.parquet"), "EUR")
+        raise WorkspaceError("the second part is not there")
+
+    pq.write_table(pa.Table.from_pylist([event()]), tmp_path / "first.parquet")
+    with scratch(Workspace(tmp_path)) as (connection, directory):  # noqa: SIM117  (it is made before what fails)
+        with pytest.raises(WorkspaceError, match=r"^the second part is not there$"):
+            take_over(Workspace(tmp_path), connection, directory, sources(), None, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.parquet"]
+
+
+@pytest.mark.parametrize("ts", ["1969-12-31T23:59:59.999999", "1970-01-01T00:00:00.000001", "2011-03-01T12:00:00.999"])
+def test_times_are_the_second_that_has_begun(tmp_path: Path, ts: str) -> None:
+    moment = datetime.fromisoformat(ts).replace(tzinfo=UTC)
+    load(tmp_path, [event(ts=moment)])
+    assert pq.read_table(tmp_path / "events.parquet")["ts"].to_pylist() == [moment.replace(microsecond=0)]
 
 
 @pytest.mark.parametrize("name", ["reason", "Reason", "why_refused", "WHY_REFUSED"])

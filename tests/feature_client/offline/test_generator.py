@@ -1,14 +1,17 @@
 """Generated events: the same for the same seed, before the anchor, and with effects that can be found again."""
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import duckdb
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
+from feature_client.offline import events, generator
 from feature_client.offline.events import EVENT_TYPES, EventsError
-from feature_client.offline.generator import Truth, generate
+from feature_client.offline.generator import FIRST_ID, Truth, generate, parts_by_id
 from feature_client.offline.simulation import Effects
 from feature_client.offline.workspace import Workspace, WorkspaceError
 
@@ -21,6 +24,31 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path: P
     assert one == same
     assert (tmp_path / "one" / "events.parquet").read_bytes() == (tmp_path / "same" / "events.parquet").read_bytes()
     assert one.digest != other.digest
+
+
+def test_parts_leave_no_trace_in_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several row groups; parts that end within what is simulated at once, and in hardly any memory."""
+    generate(Workspace(tmp_path / "whole"), customers=2_500, progress=False)
+    monkeypatch.setattr(generator, "parts_by_id", partial(parts_by_id, size=300))
+    monkeypatch.setattr(events, "MEMORY", "100MB")
+    generate(Workspace(tmp_path / "parts"), customers=2_500, progress=False)
+
+    for name in ("events.parquet", "rejected.parquet", "dataset.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    groups = pq.read_metadata(tmp_path / "whole" / "events.parquet")
+    assert groups.num_row_groups == -(-groups.num_rows // events.ROW_GROUP) > 1
+
+
+@pytest.mark.parametrize("customers", [1, 99, 2_500, 950_000])
+def test_parts_hold_everybody_once_and_follow_each_other_as_text(customers: int) -> None:
+    """From the 900,001st on ids have one digit more."""
+    last, seen = "", 0
+    for part in parts_by_id(customers, size=40_000):
+        ids = sorted(str(FIRST_ID + number) for numbers in part for number in numbers)
+        assert last < ids[0]
+        assert len(set(ids)) == len(ids) < 50_000
+        last, seen = ids[-1], seen + len(ids)
+    assert seen == customers
 
 
 def test_all_events_are_valid_and_end_before_the_anchor(tmp_path: Path) -> None:
