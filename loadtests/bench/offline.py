@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,7 +56,13 @@ class Cost:
 def offline(plan: Plan, steps: Sequence[Step] = STEPS) -> Iterator[Row]:
     """A row for the time and one for the peak of memory of every step, with the most customers against the fewest."""
     sizes = sorted(plan.sizes)
-    costs = [_measured(plan.home.scratch / f"offline-{size}", size, steps) for size in sizes]
+    yield from compared_rows(
+        sizes, [_measured(plan.home.scratch / f"offline-{size}", size, steps) for size in sizes], steps
+    )
+
+
+def compared_rows(sizes: Sequence[int], costs: Sequence[Mapping[str, Cost]], steps: Sequence[Step]) -> Iterator[Row]:
+    """sizes: ascending. costs: step -> its cost, for each of them."""
     compared = f"{sizes[-1]:,} against {sizes[0]:,} customers"
     for step in steps:
         if step.means is None:
