@@ -40,7 +40,6 @@ class Network(nn.Module):
 
     def __init__(self, schema: FeatureSchema, tasks: Sequence[Task]) -> None:
         super().__init__()
-        self.schema = schema
         self.kinds = [task.kind for task in tasks]
         self.head_widths = [HEAD_WIDTHS[kind] for kind in self.kinds]
         self.inputs = Inputs(schema)

@@ -35,8 +35,10 @@ from model_export.export import export
 from model_export.gates import Verdict, admit, judge
 from model_export.holdout import Holdout, hold_out
 from model_export.kinds import ESTIMATOR, Estimator, fit, restore
+from model_export.network import Network
 from model_export.publish import Artifacts, publish, set_champion
 from model_export.rows import Dataset
+from model_export.scorer import Scorer
 from model_export.train import EPOCHS, predict
 from model_export.verify import Floats, Graphs, Ints, verify, write_golden
 
@@ -151,7 +153,7 @@ def train_run(
         tasks=tasks,
         explanation=explanation,
         reference=reference(dataset.schema, dataset.train),
-        training={ESTIMATOR: estimator, **dataset.about},
+        training={ESTIMATOR: estimator, **dataset.about, **_left_out(network, dataset)},
         metrics=evaluate(scores, dataset.test, tasks),
         digests={"data": dataset.digest, "code": code_digest()},
     )
@@ -199,6 +201,16 @@ def export_run(
         release = publish(root, run.contract, artifacts, key)
         progress.update()
     return release
+
+
+def _left_out(model: Scorer, dataset: Dataset) -> dict[str, str]:
+    """The features that the network does not look at although its rows have them (`Rows.evidenced`)."""
+    if not isinstance(model, Network):
+        return {}
+    rows = dataset.train if dataset.known is None else dataset.known
+    unused = ~rows.evidenced() & ~np.isnan(rows.numeric).all(axis=0)
+    names = [feature.name for feature, out in zip(dataset.schema.numeric, unused, strict=True) if out]
+    return {"without_evidence": ", ".join(names)} if names else {}
 
 
 def _report(run: Run, verdicts: Sequence[Verdict], path: Path) -> Path | None:

@@ -31,7 +31,8 @@ def republish(source: Path, target: Path, names: list[str], accept: str | None =
         raise PublishError(f"{source} serves {len(routes)} models; only from a repository of one is it clear which")
     [(model, route)] = routes.items()
     release = read_release(source, model, route.champion)
-    contract = _admitted(release, accept)
+    answering = {accepted.version: accepted.because for accepted in route.accepted}
+    contract = _admitted(release, accept or answering.get(route.champion))
     published = []
     for name in names:
         published.append(_with_contract(release, replace(contract, model=name), target))
@@ -77,7 +78,10 @@ def _admitted(release: Release, accept: str | None) -> Contract:
 
 
 def _with_contract(release: Release, contract: Contract, target: Path, key: "SigningKey | None" = None) -> Release:
-    """The release with another contract that promises the same, whose digest is noted in its graphs, and its card."""
+    """The release with another contract that promises the same, whose digest is noted in its graphs, and its card.
+
+    Without its report, which is of the old contract.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         noted = {name: Path(scratch) / f"{name}.onnx" for name in release.graph_names}
         for name, path in noted.items():
@@ -85,7 +89,7 @@ def _with_contract(release: Release, contract: Contract, target: Path, key: "Sig
             onnx.helper.set_model_props(graph, {CONTRACT_KEY: contract.digest})
             path.write_bytes(graph.SerializeToString())
         about = Path(scratch) / CARD
-        about.write_text(card(contract, reported=release.report is not None), encoding="utf-8")
+        about.write_text(card(contract), encoding="utf-8")
         graphs = {explainer: noted[name] for explainer, name in release.explain_names.items()}
-        artifacts = Artifacts(noted[release.name], graphs, release.golden, about, release.report)
+        artifacts = Artifacts(noted[release.name], graphs, release.golden, about)
         return publish(target, contract, artifacts, key)

@@ -51,12 +51,16 @@ class Rows:
 
         What looks a year back is missing for everybody in a history's first year. Of two tasks that share a trunk, one
         whose labels mature late may then never have seen it, and would make of it whatever the other has learned.
+        Rows count alike, however old: whether a few new cutoffs are enough to tell the feature from the season is no
+        question of their weight.
         """
         moments, which = np.unique(self.cutoffs, return_inverse=True)
         there = np.stack([~np.isnan(self.numeric[which == place]).all(axis=0) for place in range(len(moments))])
         defined = [self.eligible[:, task] for task in range(self.eligible.shape[1]) if self.eligible[:, task].any()]
         shares = [there[which[rows]].mean(axis=0) for rows in defined]
-        return np.asarray(np.all([share >= LEAST_EVIDENCE for share in shares], axis=0))
+        if not shares:
+            return np.asarray(there.any(axis=0))
+        return np.asarray(np.all(np.stack(shares) >= LEAST_EVIDENCE, axis=0))
 
     def newest(self, cutoffs: int) -> "Rows":
         """The rows at the last cutoffs of each task, of those at which it is defined for anybody; eligible alike."""

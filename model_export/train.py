@@ -48,6 +48,9 @@ ANY_SEASON = 0.3
 """Of the rows of each batch, those that are shown with any day of the year: few years do not tell a season from the
 year that it was seen in, and of a season that no row has, this makes the average of the others."""
 
+TOLD_APART_YEARS = 3.0
+"""Rows of so many years are shown as they are."""
+
 NODES = 16
 """Of the log-normal at which logarithms of amounts are averaged."""
 
@@ -87,8 +90,8 @@ def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if dataset.known is None:
-            network = _fresh(dataset, rows)
-            _descend(network, Tensors.of(rows), epochs, validation=Tensors.of(dataset.validation))
+            network, validation = _fresh(dataset, rows), Tensors.of(dataset.validation)
+            _descend(network, Tensors.of(rows), epochs, _shown(dataset, rows), validation=validation)
         elif len(rows) > DISTILLED_ROWS:
             network = _from_labels(dataset, rows, epochs)
         else:
@@ -138,7 +141,7 @@ class Targets:
     @classmethod
     def of(cls, labels: Tensor) -> "Targets":
         positive = labels > 0  # a label that is not a number is neither, and stays one in the loss
-        chance = torch.where(positive, 1.0, labels)
+        chance = torch.where(positive, 1.0, labels.clamp(min=0))
         return cls(chance, torch.log(torch.where(positive, labels, 1.0)), torch.zeros_like(labels))
 
     @classmethod
@@ -197,18 +200,20 @@ def _fresh(dataset: Dataset, rows: Rows) -> Network:
 
 def _from_labels(dataset: Dataset, rows: Rows, epochs: int) -> Network:
     network = _fresh(dataset, rows)
-    _descend(network, Tensors.of(rows, rows.recency()), epochs)
+    _descend(network, Tensors.of(rows, rows.recency()), epochs, _shown(dataset, rows))
     return network.eval()
 
 
 def _distilled(dataset: Dataset, rows: Rows, teachers: Sequence[Network], epochs: int) -> Network:
     """Also from rows whose labels are not known yet: a forecast needs none."""
     network = _fresh(dataset, rows)
-    defined = replace(rows, eligible=eligible_rows(dataset.schema, dataset.tasks, rows.numeric))
+    defined = eligible_rows(dataset.schema, dataset.tasks, rows.numeric)
+    defined &= rows.eligible.any(axis=0)  # not of a task that the teachers know nothing of
     _descend(
         network,
-        Tensors.of(defined, rows.recency()),
+        Tensors.of(replace(rows, eligible=defined), rows.recency()),
         epochs,
+        _shown(dataset, rows),
         aims=lambda part: Targets.taught(teachers, part),
         rate=STUDENT_LEARNING_RATE,
     )
@@ -229,6 +234,13 @@ def _distributions(network: Network, data: Tensors) -> tuple[Tensor, Tensor, Ten
     return chance, mean, variance
 
 
+def _shown(dataset: Dataset, rows: Rows) -> Callable[[Tensors], Tensors]:
+    """What a batch of these rows is shown as."""
+    if np.ptp(rows.cutoffs) >= TOLD_APART_YEARS * YEAR_S:
+        return lambda batch: batch
+    return lambda batch: in_any_season(dataset.schema, batch)
+
+
 def in_any_season(schema: FeatureSchema, data: Tensors) -> Tensors:
     """The same rows, ANY_SEASON of them as if their cutoff had been on some other day of the year."""
     moved = torch.rand(len(data)) < ANY_SEASON
@@ -244,13 +256,14 @@ def _descend(
     network: Network,
     train: Tensors,
     epochs: int,
+    shown: Callable[[Tensors], Tensors],
     *,
     aims: Callable[[Tensors], Targets] | None = None,
     rate: float = LEARNING_RATE,
     validation: Tensors | None = None,
 ) -> None:
-    """aims: the targets of some rows, by default their labels. validation: chooses the epoch; without it the last is
-    taken, which the falling learning rate has made calm."""
+    """shown: a batch as the network sees it. aims: the targets of some rows, by default their labels. validation:
+    chooses the epoch; without it the last is taken, which the falling learning rate has made calm."""
     batch = min(max(len(train) // 64, MIN_BATCH), MAX_BATCH)
     steps = -(-len(train) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
@@ -260,7 +273,7 @@ def _descend(
         for _ in range(epochs):
             network.train()
             for rows in torch.split(torch.randperm(len(train)), batch):
-                part = in_any_season(network.schema, train.take(rows))
+                part = shown(train.take(rows))
                 optimizer.zero_grad()
                 losses = loss_by_task(network, part, aims and aims(part))
                 losses.sum().backward()  # type: ignore[no-untyped-call]

@@ -128,6 +128,7 @@ def load(
     with _writer(workspace) as writer, scratch(workspace) as (backend, _), _readable():
         connection = backend.con
         connection.execute("SET TimeZone = 'UTC'")
+        files = [_version(view.file) for view in views]
         entities = {view.name: _checked(connection, view, as_of) for view in views}
         if empty := [name for name, number in entities.items() if not number]:
             raise MaterializeError(
@@ -147,6 +148,10 @@ def load(
                     for commands in layout.commands(batch, copies):
                         writer.write(commands, len(batch))
                         bar.update(len(batch))
+        if files != [_version(view.file) for view in views]:
+            raise MaterializeError(
+                "the features were built anew while they were loaded, and both are there now: load again"
+            )
     return Loaded(writer.written, rows, time.monotonic() - started)
 
 
@@ -201,8 +206,17 @@ def _size(file: Path) -> int:
     return file.stat().st_size
 
 
+def _version(file: Path) -> tuple[int, int, int]:
+    """Another one once the file has been replaced: it is opened for every share of the entities."""
+    facts = file.stat()
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
 def _checked(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime) -> int:
-    """About how many entities have a row. Raises MaterializeError where the columns are not what we write."""
+    """About how many entities have a row.
+
+    Raises MaterializeError where columns, or values in them, are not what we write: before anything has been written.
+    """
     described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(view.file)]).fetchall()
     there = {name: dtype for name, dtype, *_ in described}
     wanted = _wanted(view)
@@ -213,13 +227,17 @@ def _checked(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime)
         )
     keys = ", ".join(map(_quoted, view.keys))
     some_key_null = " OR ".join(f"{_quoted(name)} IS NULL" for name in view.keys)
-    rows, entities, nulls = connection.execute(
-        f"SELECT count(*), approx_count_distinct(({keys})), count(*) FILTER ({some_key_null}) "  # noqa: S608  (quoted names of the registry)
-        f"FROM ({_within(view)})",
+    narrowed = [name for name, dtype in wanted.items() if dtype != "timestamp" and there[name] != READ_AS[dtype][0]]
+    too_large = [f"count(*) FILTER ({_too_large(name, wanted[name])})" for name in narrowed]
+    counted = ["count(*)", f"approx_count_distinct(({keys}))", f"count(*) FILTER ({some_key_null})", *too_large]
+    rows, entities, nulls, *misfits = connection.execute(
+        f"SELECT {', '.join(counted)} FROM ({_within(view)})",  # noqa: S608  (quoted names of the registry)
         _window(view, as_of),
     ).fetchall()[0]
     if nulls:
         raise MaterializeError(f"{view.file.name} has rows without {' or '.join(view.keys)}")
+    if wrong := [name for name, number in zip(narrowed, misfits, strict=True) if number]:
+        raise MaterializeError(f"{view.file.name}: {wrong[0]} holds numbers that are too large for {wanted[wrong[0]]}")
     return min(int(rows), max(int(entities), 1))
 
 
@@ -237,7 +255,10 @@ def _window(view: View, as_of: datetime) -> list[object]:
 
 
 def _shares(connection: duckdb.DuckDBPyConnection, view: View, as_of: datetime, number: int) -> list[Share]:
-    """All entities, in about that many shares. Of a file that is sorted by key, one is a few row groups."""
+    """All entities, in about that many shares. Of a file that is sorted by key, one is a few row groups.
+
+    Only the first of several keys tells shares apart: with few values of it there are few, and large ones.
+    """
     key = _quoted(next(iter(view.keys)))
     found = connection.execute(
         f"SELECT {key} FROM (SELECT {key} FROM ({_within(view)}) USING SAMPLE reservoir({SAMPLED * number} ROWS) "  # noqa: S608  (as above)
@@ -282,6 +303,11 @@ def _joined(views: Sequence[View]) -> str:
 def _read(name: str, dtype: str) -> str:
     value = f"CAST({_quoted(name)} AS {READ_AS[dtype][0]})"
     return f"epoch_us({value})" if dtype == "timestamp" else value
+
+
+def _too_large(name: str, dtype: str) -> str:
+    column = _quoted(name)
+    return f"{column} IS NOT NULL AND TRY_CAST({column} AS {READ_AS[dtype][0]}) IS NULL"
 
 
 def _quoted(name: str) -> str:

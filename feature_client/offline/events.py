@@ -18,6 +18,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from feature_client.errors import RapportError
@@ -199,7 +200,7 @@ def take_over(
         tqdm(desc="checking", unit=" events", unit_scale=True, disable=not progress) as bar,
         closing(ahead(intake.events(parts, bar), WAITING)) as batches,
     ):
-        _write_batches(connection, batches, accepted)
+        _write_batches(batches, accepted)
     rejected = connection.read_parquet([str(path) for path in intake.rejected])
     counts = dict(rejected.reason.value_counts(name="rows").order_by("reason").to_pandas().itertuples(index=False))
     events = connection.read_parquet(accepted)
@@ -264,30 +265,11 @@ class _Intake:
         return [(condition, ibis.literal(reason)) for reason, condition in reasons]
 
 
-def _write_batches(connection: ibis.BaseBackend, batches: Iterator[pa.RecordBatch], path: Path) -> None:
-    """By DuckDB, as they come. Making a batch may use the connection; what goes wrong there is raised as it is."""
-    faults: list[Exception] = []
-
-    def watched() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from _regular(batches)
-        except Exception as exc:
-            faults.append(exc)
-            raise
-
-    with connection.con.cursor() as cursor:
-        cursor.register("batches", pa.RecordBatchReader.from_batches(EVENT_SCHEMA.to_pyarrow(), watched()))
-        # In the order in which they come, whoever writes them.
-        cursor.execute("SET preserve_insertion_order = true")
-        try:
-            cursor.execute(f"COPY (FROM batches) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
-        except duckdb.Error:
-            # DuckDB's own words for it would bury what it was.
-            if faults:
-                raise faults[0] from None
-            raise
-        finally:
-            cursor.execute("SET preserve_insertion_order = false")
+def _write_batches(batches: Iterator[pa.RecordBatch], path: Path) -> None:
+    """As they come. Not by DuckDB: it would have them made on a thread of its own, which nothing can stop."""
+    with pq.ParquetWriter(path, EVENT_SCHEMA.to_pyarrow(), compression="zstd") as writer:
+        for batch in _regular(batches):
+            writer.write_batch(batch)
 
 
 def _regular(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -340,8 +322,8 @@ def _without_duplicates(connection: ibis.BaseBackend, table: ir.Table, why: str,
 
     why: is not compared, and a name that needs no quotes.
 
-    Sorted, and each row compared with the one before it: grouping, and windows with partitions, would need memory for
-    all rows at once, whatever DuckDB's limit is.
+    Sorted, and each row compared with the one before it: grouping whole rows (`_spotless` groups hashes of eight
+    bytes), and windows with partitions, would need memory for all of them at once, whatever DuckDB's limit is.
     """
     ordered, checked = directory / "ordered.parquet", directory / "checked.parquet"
     write_sorted(connection, table, ordered)

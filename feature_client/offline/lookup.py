@@ -4,6 +4,7 @@ By DuckDB, which looks at those row groups alone that may hold a customer; PyArr
 more of it the larger it is.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,7 +20,7 @@ def events_of(path: Path, customers: Iterable[str]) -> pa.Table:
     """All events of these customers, in the order of the file."""
     wanted = sorted(set(customers))
     named = ", ".join("?" * len(wanted)) or "NULL"
-    with _reading() as connection:
+    with _reading(path) as connection:
         return connection.execute(
             f"SELECT * FROM read_parquet(?) WHERE customer_id IN ({named}) ORDER BY ALL",  # noqa: S608  (marks of parameters)
             [str(path), *wanted],
@@ -28,14 +29,17 @@ def events_of(path: Path, customers: Iterable[str]) -> pa.Table:
 
 def begun(path: Path) -> Mapping[str, datetime]:
     """Event type -> its first event of all."""
-    with _reading() as connection:
-        return dict(
-            connection.execute("SELECT type, min(ts) FROM read_parquet(?) GROUP BY type", [str(path)]).fetchall()
-        )
+    with _reading(path) as connection:
+        found = connection.execute("SELECT type, min(ts) AS first FROM read_parquet(?) GROUP BY type", [str(path)])
+        return {row["type"]: row["first"] for row in found.fetch_arrow_table().to_pylist()}
 
 
 @contextmanager
-def _reading() -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(config={"memory_limit": MEMORY}) as connection:
+def _reading(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """What needs more memory is spilled beside the file, and gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="scratch-", dir=path.parent) as spilled,
+        duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spilled}) as connection,
+    ):
         connection.execute("SET TimeZone = 'UTC'")
         yield connection
