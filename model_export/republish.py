@@ -32,7 +32,7 @@ def republish(source: Path, target: Path, names: list[str], accept: str | None =
     [(model, route)] = routes.items()
     release = read_release(source, model, route.champion)
     answering = {accepted.version: accepted.because for accepted in route.accepted}
-    contract = _admitted(release, accept or answering.get(route.champion))
+    contract = _admitted(release, answering.get(route.champion) if accept is None else accept)
     published = []
     for name in names:
         published.append(_with_contract(release, replace(contract, model=name), target))

@@ -9,8 +9,8 @@ What `make bench ROWS=offline` measured on one machine; it rewrites this page. `
 customers, one data set after the other. Each step is a command of its own: its time on the clock and on all cores
 together, and the most memory that was resident at once (of the command, not of Redis). DuckDB gets 2 GB and spills into
 the workspace beyond. Features are built at `as_of` for every customer, and at the cutoffs of training for 50,000 of
-them, chosen by a hash of the id (`feature_client/offline/learners.py`): that part, and training, cost the same for any
-larger number.
+them, chosen by a hash of the id (`feature_client/offline/learners.py`): that part costs the same for any larger number,
+and training nearly so (Feast's join also reads the rows of those who are not trained on).
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from feature_client.contract import CONTRACT_KEY
 from feature_client.golden import golden_name
 from feature_client.release import Release, ReleaseError, graph_file, read_release
-from feature_client.routes import read_routes
+from feature_client.routes import Accepted, Route, change_route, read_routes
 from feature_client.verdicts import GateError
 from model_export.publish import PublishError, set_champion
 from model_export.republish import republish, take_over
@@ -88,6 +88,11 @@ def test_a_champion_that_nobody_judged_is_not_published_again_unless_somebody_sa
         republish(tmp_path / "there", tmp_path / "here", ["copy"])
     assert not (tmp_path / "here").exists()
     [copy] = republish(tmp_path / "there", tmp_path / "here", ["copy"], "only to measure")
+    # Who was let answer customers needs no second reason.
+    answers = Route(champion=1, accepted=(Accepted(1, "Black Friday", "2026-11-27T00:00:00Z"),))
+    change_route(tmp_path / "there", "engagement", lambda _: answers)
+    [answering] = republish(tmp_path / "there", tmp_path / "elsewhere", ["copy"])
+    assert answering.contract.training["gates_accepted_because"] == "Black Friday"
 
     assert copy.contract.training["gates_accepted_because"] == "only to measure"
     card = copy.card.read_text()

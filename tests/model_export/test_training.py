@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from feature_client.schema import DAY_S, MISSING, UNSEEN
+from feature_client.schema import DAY_S, MISSING, UNSEEN, YEAR_S
 from model_export.evaluate import evaluate, expected_calibration_error
 from model_export.inputs import Inputs
 from model_export.network import Network
-from model_export.pipeline import Run
+from model_export.pipeline import Run, train_run
 from model_export.rows import Dataset, Rows
 from model_export.train import (
     ANY_SEASON,
@@ -20,6 +20,7 @@ from model_export.train import (
     train,
 )
 from model_export.verify import hostile_rows
+from tests.model_export.tiny_release import LIGHT
 
 
 def test_a_planted_effect_is_learned_and_a_constant_is_not_better_than_chance(run: Run, dataset: Dataset) -> None:
@@ -67,6 +68,30 @@ def test_a_feature_that_most_cutoffs_lack_has_no_influence(dataset: Dataset) -> 
     numeric[:, place] = 1.0
     np.testing.assert_array_equal(
         predict(trained, dataset.test), predict(trained, replace(dataset.test, numeric=numeric))
+    )
+
+
+def test_a_long_history_is_shown_as_it_was(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> Tensors:
+        raise AssertionError("shown in another season")
+
+    monkeypatch.setattr("model_export.train.in_any_season", never)
+    few = replace(dataset, train=dataset.validation)
+    with pytest.raises(AssertionError, match="another season"):
+        train(few, seed=0, epochs=1)
+    cutoffs = few.train.cutoffs - np.where(np.arange(len(few.train)) % 2, 0.0, 3.1 * YEAR_S)
+    train(replace(few, train=replace(few.train, cutoffs=cutoffs)), seed=0, epochs=1)
+
+
+def test_a_model_that_leaves_features_out_says_which(dataset: Dataset) -> None:
+    place = [feature.name for feature in dataset.schema.numeric].index("mean_gap_days")
+    numeric, cutoffs = dataset.train.numeric.copy(), dataset.train.cutoffs.copy()
+    early = np.arange(len(numeric)) % 3 > 0
+    numeric[early, place] = np.nan
+    cutoffs[early] -= DAY_S
+    rows = replace(dataset.train, numeric=numeric, cutoffs=cutoffs)
+    assert train_run(replace(dataset, train=rows), epochs=1, settings=LIGHT).contract.training["without_evidence"] == (
+        "mean_gap_days"
     )
 
 

@@ -462,8 +462,36 @@ def test_a_number_beyond_its_type_is_refused(redis: "Redis", shop_files: Workspa
     file = shop_files.root / "profile.parquet"
     table = cast(pq.read_table(file), "level", pa.int64())
     pq.write_table(table.set_column(table.column_names.index("level"), "level", pa.array([2**31], pa.int64())), file)
-    with pytest.raises(MaterializeError, match=r"the features cannot be read: .*2147483648"):
+    redis.flushdb()
+    with pytest.raises(MaterializeError, match=r"^profile\.parquet: level holds numbers that are too large for int32$"):
         load(shop_files, NOW, service="customers", progress=False)
+    # Before anything is written, whichever share of the entities it is in.
+    assert redis.dbsize() == 0
+
+
+def test_features_that_are_built_anew_meanwhile_are_noticed(
+    redis: "Redis", shop_files: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [str(number) for number in range(9)]
+    write(shop_files, "profile", [blank_profile(customer) for customer in ids])
+    orders = [{"customer_id": id_, "event_timestamp": NOW, "orders": 1, "spend": 1.0, "city": ""} for id_ in ids]
+    write(shop_files, "orders", orders)
+    monkeypatch.setattr(bulk, "AT_ONCE", 3)
+    select, selected = bulk._select, 0
+
+    def and_then_built_anew(*arguments: Any) -> int:
+        nonlocal selected
+        selected += 1
+        if selected == 3:  # the second share has begun
+            file = shop_files.root / "orders.parquet"
+            shutil.copyfile(file, file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
+        return select(*arguments)
+
+    monkeypatch.setattr(bulk, "_select", and_then_built_anew)
+    with pytest.raises(MaterializeError, match="built anew while they were loaded"):
+        load(shop_files, NOW, service="customers", progress=False)
+    assert selected > 3
 
 
 def cast(table: pa.Table, name: str, dtype: pa.DataType) -> pa.Table:

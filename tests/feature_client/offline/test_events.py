@@ -1,7 +1,9 @@
 """Nothing is dropped in silence: every row is an event, or is kept aside with the reason why it is none."""
 
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -96,16 +98,38 @@ def test_parts_of_a_source_give_the_files_of_the_whole(tmp_path: Path) -> None:
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_what_fails_on_the_way_is_raised_as_what_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [WorkspaceError, KeyboardInterrupt])
+def test_what_fails_on_the_way_is_raised_as_what_it_is(tmp_path: Path, fault: type[BaseException]) -> None:
     def sources() -> Iterator[Source]:
         yield own_source("mine", connection.read_parquet(tmp_path / "first.parquet"), "EUR")
-        raise WorkspaceError("the second part is not there")
+        raise fault("the second part is not there")
 
     pq.write_table(pa.Table.from_pylist([event()]), tmp_path / "first.parquet")
     with scratch(Workspace(tmp_path)) as (connection, directory):  # noqa: SIM117  (it is made before what fails)
-        with pytest.raises(WorkspaceError, match=r"^the second part is not there$"):
+        with pytest.raises(fault, match=r"^the second part is not there$"):
             take_over(Workspace(tmp_path), connection, directory, sources(), None, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.parquet"]
+
+
+def test_who_interrupts_the_writing_is_obeyed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal reaches the main thread, which writes; the thread that makes the next batches ends with it."""
+
+    @contextmanager
+    def interrupted(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        def write_batch(_: object) -> None:
+            raise KeyboardInterrupt
+
+        yield SimpleNamespace(write_batch=write_batch)
+
+    before = threading.active_count()
+    pq.write_table(pa.Table.from_pylist([event()]), tmp_path / "mine.parquet")
+    monkeypatch.setattr("feature_client.offline.events.pq.ParquetWriter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_events(Workspace(tmp_path), tmp_path / "mine.parquet", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.parquet"]
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("ts", ["1969-12-31T23:59:59.999999", "1970-01-01T00:00:00.000001", "2011-03-01T12:00:00.999"])
