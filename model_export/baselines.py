@@ -16,6 +16,7 @@ from feature_client.schema import FeatureSchema, FloatArray
 from model_export import boosted, naive
 from model_export.calibration import factor, logit, platt
 from model_export.evaluate import area_under_curve
+from model_export.nowcast import calibrating
 from model_export.rows import Dataset, Rows
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)
@@ -37,7 +38,7 @@ class Forecast:
 def best_feature(dataset: Dataset) -> tuple[Forecast, dict[str, str]]:
     """The single numeric feature that ranks the validation rows best, for each probability, calibrated; amounts by the
     last year's spend. Also task -> which feature, with its sign. Raises BaselineError where there is none."""
-    forecast, chosen, newest = _empty(dataset), {}, dataset.calibrating
+    forecast, chosen, newest = _empty(dataset), {}, calibrating(dataset)
     found = naive.baselines(dataset.schema, dataset.tasks, dataset.validation)
     for position, (task, baseline) in enumerate(zip(dataset.tasks, found, strict=True)):
         if baseline is None:
@@ -59,7 +60,8 @@ def linear(dataset: Dataset) -> Forecast:
     """Logistic regression for probabilities, ridge regression of log1p for amounts, on standardised columns."""
     columns = _columns(dataset.train, dataset.schema)
     train, validation, test = (columns(rows) for rows in (dataset.train, dataset.validation, dataset.test))
-    newest, latest = dataset.calibrating, columns(dataset.calibrating)
+    newest = calibrating(dataset)
+    latest = columns(newest)
     final, finals = (dataset.train, train) if dataset.known is None else (dataset.known, columns(dataset.known))
     forecast = _empty(dataset)
     for position, task in enumerate(dataset.tasks):
@@ -87,7 +89,7 @@ def trees(dataset: Dataset, *, seed: int = 0) -> Forecast:
     """LightGBM, calibrated as the network is."""
     fitted = boosted.fit(dataset, seed=seed)
     forecast = _empty(dataset)
-    newest = dataset.calibrating
+    newest = calibrating(dataset)
     known, test = (
         boosted.predict(fitted, dataset.schema, dataset.tasks, rows).astype(np.float64)
         for rows in (newest, dataset.test)

@@ -1,8 +1,8 @@
 """Makes scores mean what they say, alike for every kind of model.
 
-Fitted on `Dataset.calibrating`. Where the data set says what is known before the test cutoffs, those are the newest of
-the very rows that the model was fitted to: their level is corrected, overconfidence on other rows is not. Else they are
-the validation rows, which chose the model but did not fit it.
+Fitted on `nowcast.calibrating`. Where the data set says what is known before the test cutoffs, those are the newest
+rows of which a label is known or half known; many of them the model was fitted to: their level is corrected,
+overconfidence on other rows is not. Else they are the validation rows, which chose the model but did not fit it.
 """
 
 import numpy as np
@@ -16,10 +16,15 @@ MOST = 2.0
 
 def platt(logits: FloatArray, labels: FloatArray) -> tuple[float, float]:
     """Slope and shift of the logits [rows] with which labels [rows] are met (Platt 1999, "Probabilistic Outputs for
-    Support Vector Machines"); (1, 0) where the rows have one class only, or where ranking would be turned round."""
+    Support Vector Machines"); (1, 0) where the rows have one class only, or where ranking would be turned round.
+
+    A label between 0 and 1 is a chance: the row counts that much as a 1, and the rest as a 0.
+    """
     if not 0 < labels.sum() < len(labels):
         return 1.0, 0.0
-    fitted = LogisticRegression(C=1e4).fit(logits[:, None], labels)
+    weights = np.concatenate([labels, 1 - labels])
+    ones = np.concatenate([np.ones(len(labels)), np.zeros(len(labels))])
+    fitted = LogisticRegression(C=1e4).fit(np.tile(logits, 2)[:, None], ones, weights)
     slope, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     return (slope, shift) if slope > 0 else (1.0, 0.0)
 

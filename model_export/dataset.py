@@ -21,7 +21,7 @@ from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
 from model_export.labels import label_column, label_table
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
-from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks
+from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks, settled_by
 
 
 class DatasetError(RapportError):
@@ -69,7 +69,14 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
     for name, part in parts.items():
         about[f"{name}_cutoffs"] = f"{min(part):%Y-%m-%d} to {max(part):%Y-%m-%d} ({len(part)})"
         about[f"{name}_rows"] = str(len(rows[name]))
-    return Dataset(schema, tuple(labelled.task for labelled in tasks), **rows, about=about, digest=data.digest)
+    return Dataset(
+        schema,
+        tuple(labelled.task for labelled in tasks),
+        **rows,
+        about=about,
+        digest=data.digest,
+        settled_by=settled_by(tasks),
+    )
 
 
 def _as_of(rows: Rows, tasks: Sequence[LabelledTask], moment: datetime) -> Rows:

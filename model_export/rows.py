@@ -1,13 +1,15 @@
 """Training rows as arrays, and how features and labels become them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from feature_client.contract import Task, eligible_rows
 from feature_client.schema import DAY_S, FeatureBatch, FeatureSchema, FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
 
 HALF_LIFE_DAYS = 180.0
 """Of what a row counts: a season of a year ago still counts a quarter. docs/model-quality.md: what was tried."""
@@ -62,10 +64,14 @@ class Rows:
             return np.asarray(there.any(axis=0))
         return np.asarray(np.all(np.stack(shares) >= LEAST_EVIDENCE, axis=0))
 
+    def at_newest(self, task: int, cutoffs: int) -> BoolArray:
+        """Where the task is eligible [rows], at the last cutoffs of those at which it is for anybody."""
+        eligible = self.eligible[:, task]
+        return eligible & np.isin(self.cutoffs, np.unique(self.cutoffs[eligible])[-cutoffs:])
+
     def newest(self, cutoffs: int) -> "Rows":
         """The rows at the last cutoffs of each task, of those at which it is defined for anybody; eligible alike."""
-        starts = [np.unique(self.cutoffs[eligible])[-cutoffs:] for eligible in self.eligible.T]
-        eligible = self.eligible & np.stack([np.isin(self.cutoffs, some) for some in starts], axis=1)
+        eligible = np.stack([self.at_newest(task, cutoffs) for task in range(self.eligible.shape[1])], axis=1)
         return replace(self, eligible=eligible).take(np.asarray(eligible.any(axis=1)))
 
 
@@ -81,11 +87,7 @@ class Dataset:
     about: Mapping[str, str]  # for people: data, windows, cutoffs, rows
     digest: str
     known: Rows | None = None  # of all cutoffs with a label known at the first test cutoff; there alone eligible
-
-    @property
-    def calibrating(self) -> Rows:
-        """What scores are made to meet: the newest rows whose labels are known before the first test cutoff."""
-        return self.validation if self.known is None else self.known.newest(CALIBRATING)
+    settled_by: Mapping[int, int] = field(default_factory=dict)  # task -> one of a shorter horizon whose 1 makes it a 0
 
 
 def fit_vocabularies(schema: FeatureSchema, batch: FeatureBatch) -> FeatureSchema:

@@ -23,6 +23,7 @@ from feature_client.errors import RapportError
 from feature_client.schema import CALENDAR, YEAR_S, FeatureSchema, FloatArray
 from model_export.calibration import factor, platt
 from model_export.network import Network
+from model_export.nowcast import calibrating
 from model_export.rows import Dataset, Rows
 from model_export.scorer import Calibrated, Scorer
 
@@ -97,7 +98,7 @@ def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
         else:
             network = _distilled(dataset, rows, [_from_labels(dataset, rows, epochs) for _ in range(TEACHERS)], epochs)
     network.inputs.fit_unseen(rows.categorical)
-    calibrate(network, dataset.calibrating)
+    calibrate(network, calibrating(dataset))
     return network.eval()
 
 
