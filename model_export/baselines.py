@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from feature_client.errors import RapportError
 from feature_client.schema import FeatureSchema, FloatArray
 from model_export import boosted, naive
-from model_export.calibration import factor, logit, platt
+from model_export.calibration import factor, logit
 from model_export.evaluate import area_under_curve
-from model_export.nowcast import calibrating
+from model_export.nowcast import calibrating, slope_and_shift
 from model_export.rows import Dataset, Rows
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)
@@ -51,8 +51,8 @@ def best_feature(dataset: Dataset) -> tuple[Forecast, dict[str, str]]:
             forecast.scores[:, position], forecast.logs[:, position] = scores, np.log1p(scores)
         else:
             chosen[task.name] = f"{'-' if baseline.factor < 0 else ''}{baseline.feature}"
-            own = _signed_log(level)[newest.eligible[:, position]]
-            forecast.scores[:, position] = _calibrated(own, _labels(newest, position), _signed_log(scores))
+            slope, shift = slope_and_shift(dataset, newest, position, _signed_log(level))
+            forecast.scores[:, position] = expit(slope * _signed_log(scores) + shift)
     return forecast, chosen
 
 
@@ -68,20 +68,20 @@ def linear(dataset: Dataset) -> Forecast:
         keep, kept = dataset.train.eligible[:, position], dataset.validation.eligible[:, position]
         target, aim = _labels(dataset.train, position), _labels(dataset.validation, position)
         ends, last = final.eligible[:, position], newest.eligible[:, position]
-        goal, level, weight = _labels(final, position), _labels(newest, position), final.recency()[ends]
+        goal, weight = _labels(final, position), final.recency()[ends]
         if task.kind == "probability":
             fits = [LogisticRegression(C=c, max_iter=500).fit(train[keep], target) for c in PENALTIES]
             best = max(fits, key=lambda fit: area_under_curve(fit.decision_function(validation[kept]), aim))
             best.fit(finals[ends], goal, weight)
-            raw, raws = best.decision_function(latest[last]), best.decision_function(test)
-            forecast.scores[:, position] = _calibrated(raw, level, raws)
+            slope, shift = slope_and_shift(dataset, newest, position, best.decision_function(latest))
+            forecast.scores[:, position] = expit(slope * best.decision_function(test) + shift)
         else:
             ridges = [Ridge(alpha=1 / c).fit(train[keep], np.log1p(target)) for c in PENALTIES]
             ridge = min(ridges, key=lambda fit: float(((fit.predict(validation[kept]) - np.log1p(aim)) ** 2).mean()))
             ridge.fit(finals[ends], np.log1p(goal), weight)
             logs, other = (np.maximum(ridge.predict(columns), 0.0) for columns in (latest[last], test))
             forecast.logs[:, position] = other
-            forecast.scores[:, position] = np.expm1(other) * _smearing(logs, level)
+            forecast.scores[:, position] = np.expm1(other) * _smearing(logs, _labels(newest, position))
     return forecast
 
 
@@ -95,12 +95,13 @@ def trees(dataset: Dataset, *, seed: int = 0) -> Forecast:
         for rows in (newest, dataset.test)
     )
     for position, task in enumerate(dataset.tasks):
-        kept, aim = newest.eligible[:, position], _labels(newest, position)
-        own, others = known[kept, position], test[:, position]
+        own, others = known[:, position], test[:, position]
         if task.kind == "probability":
-            forecast.scores[:, position] = _calibrated(logit(own), aim, logit(others))
+            slope, shift = slope_and_shift(dataset, newest, position, logit(own))
+            forecast.scores[:, position] = expit(slope * logit(others) + shift)
         else:
-            forecast.scores[:, position] = others * factor(own, aim)
+            kept = newest.eligible[:, position]
+            forecast.scores[:, position] = others * factor(own[kept], _labels(newest, position))
             log = fitted[task.name].log
             if log is not None:
                 forecast.logs[:, position] = boosted.predict_log(log, dataset.schema, dataset.test)
@@ -114,12 +115,6 @@ def _empty(dataset: Dataset) -> Forecast:
 
 def _labels(rows: Rows, position: int) -> FloatArray:
     return np.asarray(rows.labels[rows.eligible[:, position], position], np.float64)
-
-
-def _calibrated(logits: FloatArray, labels: FloatArray, others: FloatArray) -> FloatArray:
-    """The probabilities of other rows, from logits, with what makes these logits meet their labels."""
-    slope, shift = platt(logits, labels)
-    return np.asarray(expit(others * slope + shift))
 
 
 def _smearing(logs: FloatArray, labels: FloatArray) -> float:

@@ -12,7 +12,6 @@ from model_export.classical import CONVERTED, Classical
 from model_export.columns import Columns
 from model_export.convert import from_boosters, from_sklearn
 from model_export.network import Network
-from model_export.nowcast import calibrating
 from model_export.rows import Dataset
 from model_export.scorer import Scorer
 from model_export.train import EPOCHS, calibrate, train
@@ -37,7 +36,7 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
     else:
         model = from_sklearn(linear.fit(dataset, columns), columns.width)
     classical = Classical.of(columns, tasks, model, dataset.train.labels)
-    calibrate(classical, calibrating(dataset))
+    calibrate(classical, dataset)
     return classical
 
 

@@ -10,52 +10,53 @@ epidemics it is called nowcasting).
 from dataclasses import replace
 
 import numpy as np
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from feature_client.contract import eligible_rows
 from feature_client.schema import FloatArray
+from model_export.calibration import platt
 from model_export.rows import CALIBRATING, Dataset, Rows
-
-INVERSE_PENALTY = 0.1
-"""scikit-learn's C, of the chances of those who have been quiet so far."""
 
 
 def calibrating(dataset: Dataset) -> Rows:
-    """What scores are made to meet: the newest rows whose labels are known before the first test cutoff, or half known.
+    """What scores are made to meet: of each task the newest cutoffs whose labels are known before the first test
+    cutoff, and the newest that are half known, where a label is 0 or, not settled, NaN.
 
-    Labels that are not settled are chances, between 0 and 1. Without `Dataset.known`, the validation rows.
+    Without `Dataset.known`, the validation rows.
     """
-    return dataset.validation if dataset.known is None else nowcast(dataset, dataset.known).newest(CALIBRATING)
+    if dataset.known is None:
+        return dataset.validation
+    known, half = dataset.known, _half_known(dataset, dataset.known)
+    tasks = range(len(dataset.tasks))
+    wanted = [known.at_newest(task, CALIBRATING) | half.at_newest(task, CALIBRATING) for task in tasks]
+    eligible = np.stack(wanted, axis=1)
+    return replace(half, eligible=eligible).take(np.asarray(eligible.any(axis=1)))
 
 
-def nowcast(dataset: Dataset, known: Rows) -> Rows:
-    """The rows `known`, with labels also where another task of a shorter horizon is known: 0 where it settles them
-    (`Dataset.settled_by`), else the chance that those had who had been quiet for as long at the newest cutoffs with
-    labels. A task of which these have one class only stays as it is."""
+def slope_and_shift(dataset: Dataset, rows: Rows, task: int, logits: FloatArray) -> tuple[float, float]:
+    """`platt` of the task at its newest cutoffs. rows: of `calibrating`. logits: float64 [rows], of the model.
+
+    What is not settled counts as the chance that rows with labels and as much silence so far had with that logit.
+    """
+    labels = rows.labels[:, task].astype(np.float64)
+    unsettled = rows.eligible[:, task] & np.isnan(labels)
+    if unsettled.any():
+        quiet = rows.eligible[:, task] & ~np.isnan(labels) & (rows.labels[:, dataset.settled_by[task]] == 0)
+        slope, shift = platt(logits[quiet], labels[quiet])
+        labels[unsettled] = 1 / (1 + np.exp(-(slope * logits[unsettled] + shift)))
+    newest = rows.at_newest(task, CALIBRATING)
+    return platt(logits[newest], labels[newest])
+
+
+def _half_known(dataset: Dataset, known: Rows) -> Rows:
+    """The same rows, with labels also where another task of a shorter horizon is known (`Dataset.settled_by`): 0 where
+    it settles them, else NaN. Not of a task whose newest labels are all the same for the quiet."""
     labels, eligible = known.labels.copy(), known.eligible.copy()
     defined = eligible_rows(dataset.schema, dataset.tasks, known.numeric)
-    # A season that these few cutoffs have not seen would be extrapolated.
-    lasting = [place for place, feature in enumerate(dataset.schema.numeric) if feature.kind != "calendar"]
-    columns = known.numeric[:, lasting].astype(np.float64)
     for late, early in dataset.settled_by.items():
-        begun = known.eligible[:, early] & defined[:, late] & ~known.eligible[:, late]
         quiet = known.labels[:, early] == 0
-        like = quiet & known.eligible[:, early] & known.at_newest(late, CALIBRATING)
-        if not begun.any() or len(np.unique(known.labels[like, late])) < 2:
+        if len(np.unique(known.labels[known.at_newest(late, CALIBRATING) & quiet, late])) < 2:
             continue
-        chance = make_pipeline(
-            FunctionTransformer(_signed_log),
-            SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
-            StandardScaler(),
-            LogisticRegression(C=INVERSE_PENALTY, max_iter=1_000),
-        ).fit(columns[like], known.labels[like, late])
-        labels[begun, late] = np.where(quiet[begun], chance.predict_proba(columns[begun])[:, 1], 0.0)
+        begun = known.eligible[:, early] & defined[:, late] & ~known.eligible[:, late]
+        labels[begun, late] = np.where(quiet[begun], np.nan, 0.0)
         eligible[begun, late] = True
     return replace(known, labels=labels, eligible=eligible)
-
-
-def _signed_log(values: FloatArray) -> FloatArray:
-    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from feature_client.contract import eligible_rows
 from feature_client.errors import RapportError
 from feature_client.schema import CALENDAR, YEAR_S, FeatureSchema, FloatArray
-from model_export.calibration import factor, platt
+from model_export.calibration import factor
 from model_export.network import Network
-from model_export.nowcast import calibrating
+from model_export.nowcast import calibrating, slope_and_shift
 from model_export.rows import Dataset, Rows
 from model_export.scorer import Calibrated, Scorer
 
@@ -46,11 +46,9 @@ STUDENT_LEARNING_RATE = 4e-3
 """Higher than of those that learn from labels: a mean forecast has no noise that could be learned by heart."""
 
 ANY_SEASON = 0.3
-"""Of the rows of each batch, those that are shown with any day of the year: few years do not tell a season from the
-year that it was seen in, and of a season that no row has, this makes the average of the others."""
-
-TOLD_APART_YEARS = 3.0
-"""Rows of so many years are shown as they are."""
+"""Of the rows of each batch, those that are shown with any day of the year where a year has been seen once: then a
+season is not told from the year that it was seen in. It falls to none as the year has been seen twice, for it makes the
+effect of a season smaller by as much."""
 
 NODES = 16
 """Of the log-normal at which logarithms of amounts are averaged."""
@@ -98,7 +96,7 @@ def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
         else:
             network = _distilled(dataset, rows, [_from_labels(dataset, rows, epochs) for _ in range(TEACHERS)], epochs)
     network.inputs.fit_unseen(rows.categorical)
-    calibrate(network, calibrating(dataset))
+    calibrate(network, dataset)
     return network.eval()
 
 
@@ -177,20 +175,21 @@ def loss_by_task(network: Network, data: Tensors, targets: Targets | None = None
     return torch.stack(losses)
 
 
-def calibrate(network: Calibrated, rows: Rows) -> None:
-    """Platt's slope and shift for probabilities, a factor for amounts, so that these rows are met on average; kept
-    inside the graph."""
+def calibrate(network: Calibrated, dataset: Dataset) -> None:
+    """Platt's slope and shift for probabilities, a factor for amounts, so that the newest labels are met on average;
+    kept inside the graph."""
     network.eval()
+    rows = calibrating(dataset)
     chunks = _raw(network, Tensors.of(rows))
     scores = predict(network, rows).astype(np.float64)
     for task, kind in enumerate(network.kinds):
-        keep = rows.eligible[:, task]
-        label = rows.labels[keep, task].astype(np.float64)
         if kind == "amount":
+            keep = rows.eligible[:, task]
+            label = rows.labels[keep, task].astype(np.float64)
             network.shift[task] += float(np.log(factor(scores[keep, task], label)))
         else:
-            logits = np.concatenate([chunk[task][:, 0].numpy() for chunk in chunks])[keep].astype(np.float64)
-            network.slope[task], network.shift[task] = platt(logits, label)
+            logits = np.concatenate([chunk[task][:, 0].numpy() for chunk in chunks]).astype(np.float64)
+            network.slope[task], network.shift[task] = slope_and_shift(dataset, rows, task, logits)
 
 
 def _fresh(dataset: Dataset, rows: Rows) -> Network:
@@ -237,14 +236,13 @@ def _distributions(network: Network, data: Tensors) -> tuple[Tensor, Tensor, Ten
 
 def _shown(dataset: Dataset, rows: Rows) -> Callable[[Tensors], Tensors]:
     """What a batch of these rows is shown as."""
-    if np.ptp(rows.cutoffs) >= TOLD_APART_YEARS * YEAR_S:
-        return lambda batch: batch
-    return lambda batch: in_any_season(dataset.schema, batch)
+    seen_once = float(np.clip(2.0 - np.ptp(rows.cutoffs) / YEAR_S, 0.0, 1.0))  # of the year
+    return lambda batch: in_any_season(dataset.schema, batch, ANY_SEASON * seen_once)
 
 
-def in_any_season(schema: FeatureSchema, data: Tensors) -> Tensors:
-    """The same rows, ANY_SEASON of them as if their cutoff had been on some other day of the year."""
-    moved = torch.rand(len(data)) < ANY_SEASON
+def in_any_season(schema: FeatureSchema, data: Tensors, share: float) -> Tensors:
+    """The same rows, that share of them as if their cutoff had been on some other day of the year."""
+    moved = torch.rand(len(data)) < share
     instants = torch.rand(int(moved.sum()), dtype=torch.float64).numpy() * YEAR_S
     numeric = data.numeric.clone()
     for position, feature in enumerate(schema.numeric):

@@ -1,15 +1,17 @@
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.special import expit  # type: ignore[import-untyped]
 
 from feature_client.contract import eligible_rows
 from feature_client.schema import DAY_S
 from model_export.calibration import platt
-from model_export.nowcast import calibrating, nowcast
+from model_export.nowcast import calibrating, slope_and_shift
 from model_export.rows import CALIBRATING, Dataset, Rows
 from model_export.tasks import engagement_tasks, settled_by
+from tests.model_export.tiny_release import tiny_schema
 
 PURCHASE, CHURN = 0, 1
 CUTOFFS = 8
@@ -33,53 +35,61 @@ def known(dataset: Dataset) -> Rows:
     return dataset.known
 
 
-def test_who_buys_soon_is_settled_and_of_the_others_the_chance_is_told(censored: Dataset) -> None:
+def logits(rows: Rows) -> npt.NDArray[np.float64]:
+    """A model's: who has been silent for long stays silent."""
+    silent = rows.numeric[:, [feature.name for feature in tiny_schema().numeric].index("days_since_purchase")]
+    return np.log1p(silent.astype(np.float64)) - 4
+
+
+def test_scores_are_made_to_meet_the_newest_and_those_that_are_half_known(censored: Dataset) -> None:
+    rows, before = calibrating(censored), known(censored)
+    newest = np.unique(before.cutoffs)
+    assert np.unique(rows.cutoffs[rows.eligible[:, PURCHASE]]).tolist() == newest[-CALIBRATING:].tolist()
+    full, half = newest[-CALIBRATING - UNKNOWN : -UNKNOWN], newest[-CALIBRATING:]
+    assert np.unique(rows.cutoffs[rows.eligible[:, CHURN]]).tolist() == [*full, *half]
+    assert np.unique(rows.cutoffs[rows.eligible[:, 2]]).tolist() == full.tolist()
+
+    defined = eligible_rows(censored.schema, censored.tasks, rows.numeric)[:, CHURN]
+    np.testing.assert_array_equal(rows.eligible[:, CHURN], defined)
+    begun, bought = rows.eligible[:, CHURN] & np.isin(rows.cutoffs, half), rows.labels[:, PURCHASE] == 1
+    assert not rows.labels[begun & bought, CHURN].any()
+    assert np.isnan(rows.labels[begun & ~bought, CHURN]).all()
+    assert np.isin(rows.labels[defined & ~begun, CHURN], (0, 1)).all()
+
+
+def test_half_known_labels_give_the_level_that_full_ones_would_have_given(censored: Dataset) -> None:
+    """Also when customers have changed since the newest label: of the last cutoffs, half of the buyers are gone."""
     before = known(censored)
-    after = nowcast(censored, before)
-    defined = eligible_rows(censored.schema, censored.tasks, before.numeric)[:, CHURN]
-    new = after.eligible[:, CHURN] & ~before.eligible[:, CHURN]
-    np.testing.assert_array_equal(after.eligible[:, CHURN], defined)
-    assert new.any()
-    assert not defined.all()
+    late = ~before.eligible[:, CHURN] & (np.unique(before.cutoffs)[-UNKNOWN] <= before.cutoffs)
+    gone = late & (before.labels[:, PURCHASE] == 1) & (np.arange(len(before)) % 2 == 0)
+    changed = replace(censored, known=before.take(~gone))
+    rows = calibrating(changed)
+    slope, shift = slope_and_shift(changed, rows, CHURN, logits(rows))
 
-    said, came, bought = after.labels[new, CHURN], before.labels[new, CHURN], before.labels[new, PURCHASE] == 1
-    assert not said[bought].any()
-    assert ((said[~bought] > 0) & (said[~bought] < 1)).all()
-    assert float(said.mean()) == pytest.approx(came.mean(), abs=0.03)
-    # Of the quiet, too, those who are gone are told from those who are late.
-    left = came[~bought] == 1
-    assert said[~bought][left].mean() > said[~bought][~left].mean() + 0.05
-
-    same = ~new
-    np.testing.assert_array_equal(after.labels[same], before.labels[same])
-    others = [place for place in range(len(censored.tasks)) if place != CHURN]
-    np.testing.assert_array_equal(after.labels[:, others], before.labels[:, others])
-    np.testing.assert_array_equal(after.eligible[:, others], before.eligible[:, others])
-
-
-def test_scores_are_made_to_meet_the_newest_of_it(censored: Dataset) -> None:
-    rows = calibrating(censored)
-    newest = np.unique(known(censored).cutoffs)[-CALIBRATING:]
-    for task in (PURCHASE, CHURN):
-        assert np.unique(rows.cutoffs[rows.eligible[:, task]]).tolist() == newest.tolist()
-    spend = np.unique(rows.cutoffs[rows.eligible[:, 2]])
-    assert spend.max() < newest.min()
+    told = before.take(late & ~gone)
+    told = told.take(eligible_rows(censored.schema, censored.tasks, told.numeric)[:, CHURN])
+    came = float(told.labels[:, CHURN].mean())
+    said = float(expit(slope * logits(told) + shift).mean())
+    old = replace(changed, settled_by={})
+    rows = calibrating(old)
+    slope, shift = slope_and_shift(old, rows, CHURN, logits(rows))
+    without = float(expit(slope * logits(told) + shift).mean())
+    assert said == pytest.approx(came, abs=0.02)
+    assert without < came - 0.03
 
 
 def test_what_is_not_known_yet_changes_nothing(censored: Dataset) -> None:
     before = known(censored)
     labels = before.labels.copy()
     labels[~before.eligible] = 1 - labels[~before.eligible]
-    np.testing.assert_array_equal(
-        nowcast(censored, before).labels[:, CHURN][nowcast(censored, before).eligible[:, CHURN]],
-        nowcast(censored, replace(before, labels=labels)).labels[:, CHURN][
-            nowcast(censored, before).eligible[:, CHURN]
-        ],
-    )
+    rows, others = (calibrating(replace(censored, known=of)) for of in (before, replace(before, labels=labels)))
+    for task in range(len(censored.tasks)):
+        kept = rows.eligible[:, task]
+        np.testing.assert_array_equal(rows.labels[kept, task], others.labels[kept, task])
 
 
 @pytest.mark.parametrize("why", ["no other task", "one class", "all known"])
-def test_where_nothing_can_be_told_rows_stay_as_they_are(censored: Dataset, why: str) -> None:
+def test_where_nothing_can_be_told_the_newest_labels_are_met(censored: Dataset, why: str) -> None:
     rows, dataset = known(censored), censored
     if why == "no other task":
         dataset = replace(dataset, settled_by={})
@@ -87,9 +97,9 @@ def test_where_nothing_can_be_told_rows_stay_as_they_are(censored: Dataset, why:
         rows = replace(rows, labels=np.where(np.arange(3) == CHURN, np.float32(1), rows.labels))
     else:
         rows = rows.take(rows.eligible[:, CHURN])
-    after = nowcast(dataset, rows)
-    np.testing.assert_array_equal(after.labels, rows.labels)
-    np.testing.assert_array_equal(after.eligible, rows.eligible)
+    after, newest = calibrating(replace(dataset, known=rows)), rows.newest(CALIBRATING)
+    np.testing.assert_array_equal(after.labels, newest.labels)
+    np.testing.assert_array_equal(after.eligible, newest.eligible)
 
 
 def test_silence_is_settled_by_the_purchase_with_the_longest_shorter_horizon() -> None:

@@ -71,16 +71,22 @@ def test_a_feature_that_most_cutoffs_lack_has_no_influence(dataset: Dataset) -> 
     )
 
 
-def test_a_long_history_is_shown_as_it_was(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> Tensors:
-        raise AssertionError("shown in another season")
+@pytest.mark.parametrize(("years", "share"), [(0.5, ANY_SEASON), (1.5, ANY_SEASON / 2), (2.5, 0.0)])
+def test_the_more_of_the_year_has_been_seen_twice_the_fewer_rows_are_shown_in_another_season(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, years: float, share: float
+) -> None:
+    shares = []
 
-    monkeypatch.setattr("model_export.train.in_any_season", never)
-    few = replace(dataset, train=dataset.validation)
-    with pytest.raises(AssertionError, match="another season"):
-        train(few, seed=0, epochs=1)
-    cutoffs = few.train.cutoffs - np.where(np.arange(len(few.train)) % 2, 0.0, 3.1 * YEAR_S)
-    train(replace(few, train=replace(few.train, cutoffs=cutoffs)), seed=0, epochs=1)
+    def shown(_: object, rows: Tensors, share: float) -> Tensors:
+        shares.append(share)
+        return rows
+
+    monkeypatch.setattr("model_export.train.in_any_season", shown)
+    rows = dataset.validation
+    cutoffs = rows.cutoffs - np.where(np.arange(len(rows)) % 2, 0.0, years * YEAR_S)
+    train(replace(dataset, train=replace(rows, cutoffs=cutoffs)), seed=0, epochs=1)
+    assert shares
+    assert shares == pytest.approx([share] * len(shares))
 
 
 def test_a_model_that_leaves_features_out_says_which(dataset: Dataset) -> None:
@@ -99,7 +105,7 @@ def test_some_rows_are_shown_on_any_day_of_the_year_and_otherwise_as_they_are(da
     rows = Tensors.of(dataset.train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        shown = in_any_season(dataset.schema, rows)
+        shown = in_any_season(dataset.schema, rows, ANY_SEASON)
     names = [feature.name for feature in dataset.schema.numeric]
     sine, cosine = (shown.numeric[:, names.index(name)] for name in ("season_sin", "season_cos"))
     torch.testing.assert_close(sine**2 + cosine**2, torch.ones(len(rows)))
