@@ -5,6 +5,7 @@ contributes most to this very score where the graph attributes to features. Text
 and for nothing else.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,13 +51,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Group:
-    """names, positions: of its features, among all of the schema's. speakers: task -> names, those first that matter
-    most for it."""
+    """names, positions: of its features, among all of the schema's. speakers: task -> names of those that matter for
+    it, those first that matter most."""
 
     name: str
     names: Sequence[str]
     positions: Sequence[int]
     speakers: Mapping[str, Sequence[str]]
+
+
+SILENT = 1e-6
+"""A feature that moves scores by less than this share of what the foremost of its group does is never named for it: a
+model may leave a feature out."""
 
 
 class ReasonWriter:
@@ -92,7 +98,10 @@ class ReasonWriter:
         speakers = {}
         for task in self.contract.task_names:
             matters = importance.get(task, {})
-            speakers[task] = sorted(names, key=lambda name: -matters.get(name, 0.0))
+            least = SILENT * max((matters.get(name, 0.0) for name in names), default=0.0)
+            # Of one without a figure nothing is known.
+            heard = [name for name in names if matters.get(name, math.inf) > least] or names
+            speakers[task] = sorted(heard, key=lambda name: -matters.get(name, 0.0))
         return Group(group, names, [self.positions[name] for name in names], speakers)
 
     def wording(self, language: str) -> Wording:

@@ -286,6 +286,19 @@ def test_what_matters_most_speaks_for_its_group(shipped: ReasonWriter) -> None:
     assert speaker("spend", spend_365d=5, spend_90d=5) == "spend_90d"
 
 
+def test_a_feature_that_the_model_leaves_out_never_speaks(shipped: ReasonWriter) -> None:
+    contract = shipped.contract
+    explanation = contract.explanation
+    matters = {"churn_90d": {"orders_90d": 0.05, "orders_365d": 0.0, "lifetime_orders": 1e-9}}
+    importance = replace(explanation.importance, features=matters)
+    writer = ReasonWriter(replace(contract, explanation=replace(explanation, importance=importance)))
+    # The one that matters is missing, and has no words for that: still nothing is said of those that do not matter.
+    for values in ({"orders_365d": 3.0}, {"orders_90d": 1.0, "orders_365d": 3.0}):
+        value = explain(writer, values, {"frequency": 0.1}).reasons[0].value
+        assert value is not None
+        assert value.feature == "orders_90d"
+
+
 def test_percentiles_are_of_numbers_and_shares_of_categories(shipped: ReasonWriter) -> None:
     def context(feature: str, value: Any) -> tuple[float | None, float | None]:
         said = first(shipped, feature, value).value
