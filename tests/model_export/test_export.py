@@ -42,10 +42,10 @@ def test_unseen_and_missing_categories_are_scored(pristine: Release, network: Ne
     assert (discrepancy(answer, expected) <= 1).all()
 
 
-def test_a_file_is_one_whole_graph_that_names_its_contract(onnx_file: Path, run: Run) -> None:
+def test_a_file_is_one_whole_graph_that_names_its_contract(onnx_file: Path, pristine: Release) -> None:
     onnx.checker.check_model(onnx_file, full_check=True)
     model = onnx.load(onnx_file)
-    assert {prop.key: prop.value for prop in model.metadata_props} == {CONTRACT_KEY: run.contract.digest}
+    assert {prop.key: prop.value for prop in model.metadata_props} == {CONTRACT_KEY: pristine.contract.digest}
     assert [entry.name for entry in onnx_file.parent.iterdir()] == ["model.onnx"]  # no external data
     batch = {value.name: value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input}
     assert set(batch) == {"numeric", "categorical"}
