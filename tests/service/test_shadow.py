@@ -260,8 +260,8 @@ def test_the_same_ranking_at_another_level_is_held_for_the_shift_alone(pairs: Pa
     assert found["tasks"][PURCHASE]["mean_shift"] > 0
     assert any(reason.startswith("purchase_30d: the distribution shifts: PSI") for reason in found["reasons"])
     assert any(reason.startswith("purchase_30d: the mean shifts by +") for reason in found["reasons"])
-    # Fast explanations are estimated from the scores of all tasks: a level that was edited, and that they were not fitted
-    # to, moves the reasons of the others as well. Their scores it does not move.
+    # Fast explanations are estimated from the scores of all tasks: a level that was edited, and that they were not
+    # fitted to, moves the reasons of the others as well. Their scores it does not move.
     others = [reason for reason in found["reasons"] if not reason.startswith("purchase_30d")]
     assert all("the reasons differ" in reason for reason in others)
     assert not any("ranked" in reason for reason in found["reasons"])
