@@ -28,7 +28,7 @@ def fit(estimator: Estimator, dataset: Dataset, *, seed: int, epochs: int = EPOC
         return train(dataset, seed=seed, epochs=epochs)
     schema, tasks, smooth = dataset.schema, dataset.tasks, estimator == "logistic"
     columns = Columns(schema, smooth=smooth)
-    fitted = dataset.train if dataset.known is None else dataset.known
+    fitted = dataset.fitted
     columns.fit(fitted.numeric, fitted.categorical)
     if estimator == "lightgbm":
         found = boosted.fit(dataset, seed=seed, logs=False)

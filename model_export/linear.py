@@ -36,7 +36,7 @@ def fit(dataset: Dataset, columns: Columns) -> list[Pipeline]:
     Where the data set says what else is known before the test cutoffs, what the validation rows chose is then fitted to
     all of that, newer rows counting more. Raises TrainingError where a task has but one class.
     """
-    final = dataset.train if dataset.known is None else dataset.known
+    final = dataset.fitted
     train, validation, last = (
         columns.of(rows.numeric, rows.categorical) for rows in (dataset.train, dataset.validation, final)
     )

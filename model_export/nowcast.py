@@ -10,6 +10,7 @@ epidemics it is called nowcasting).
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import expit  # type: ignore[import-untyped]
 
 from feature_client.contract import eligible_rows
 from feature_client.schema import FloatArray
@@ -42,7 +43,7 @@ def slope_and_shift(dataset: Dataset, rows: Rows, task: int, logits: FloatArray)
     if unsettled.any():
         quiet = rows.eligible[:, task] & ~np.isnan(labels) & (rows.labels[:, dataset.settled_by[task]] == 0)
         slope, shift = platt(logits[quiet], labels[quiet])
-        labels[unsettled] = 1 / (1 + np.exp(-(slope * logits[unsettled] + shift)))
+        labels[unsettled] = expit(slope * logits[unsettled] + shift)
     newest = rows.at_newest(task, CALIBRATING)
     return platt(logits[newest], labels[newest])
 

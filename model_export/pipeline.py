@@ -207,7 +207,7 @@ def _left_out(model: Scorer, dataset: Dataset) -> dict[str, str]:
     """The features that the network does not look at although its rows have them (`Rows.evidenced`)."""
     if not isinstance(model, Network):
         return {}
-    rows = dataset.train if dataset.known is None else dataset.known
+    rows = dataset.fitted
     unused = ~rows.evidenced() & ~np.isnan(rows.numeric).all(axis=0)
     names = [feature.name for feature, out in zip(dataset.schema.numeric, unused, strict=True) if out]
     return {"without_evidence": ", ".join(names)} if names else {}

@@ -89,6 +89,11 @@ class Dataset:
     known: Rows | None = None  # of all cutoffs with a label known at the first test cutoff; there alone eligible
     settled_by: Mapping[int, int] = field(default_factory=dict)  # task -> one of a shorter horizon whose 1 makes it a 0
 
+    @property
+    def fitted(self) -> Rows:
+        """What a model is fitted to in the end: everything known, where the data set says what that is."""
+        return self.train if self.known is None else self.known
+
 
 def fit_vocabularies(schema: FeatureSchema, batch: FeatureBatch) -> FeatureSchema:
     """The schema with the most frequent words of these (training) rows for each category without a vocabulary."""

@@ -85,7 +85,7 @@ class Tensors:
 
 def train(dataset: Dataset, *, seed: int, epochs: int = EPOCHS) -> Network:
     """The network, calibrated. Deterministic for a seed, a machine and its threads. Raises TrainingError."""
-    rows = dataset.train if dataset.known is None else dataset.known
+    rows = dataset.fitted
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if dataset.known is None:

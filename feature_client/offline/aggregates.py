@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from feature_client.errors import RapportError
 from feature_client.offline.cutoffs import default_cutoffs
-from feature_client.offline.events import scratch
+from feature_client.offline.events import INSTANT, scratch
 from feature_client.offline.learners import learners
 from feature_client.offline.spans import spans
 from feature_client.offline.views import VIEWS, Past
 from feature_client.offline.workspace import Workspace
 from feature_client.schema import FeatureSchema
 
-INSTANT = dt.Timestamp(timezone="UTC", scale=6)
 ROWS_AT_ONCE = 50_000
 """Of a view, in memory: from DuckDB to its file."""
 

@@ -8,7 +8,7 @@ import ibis
 import ibis.expr.types as ir
 
 from feature_client.offline import aggregates
-from feature_client.offline.aggregates import INSTANT
+from feature_client.offline.events import INSTANT
 from feature_client.offline.views import VIEWS, Past
 
 View = Callable[[Past], ir.Table]
