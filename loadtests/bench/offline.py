@@ -98,7 +98,12 @@ def _measured(workspace: Path, customers: int, steps: Sequence[Step]) -> dict[st
             for step in bar:
                 bar.set_description(f"{customers:,} customers: {step.name}")
                 words = [word.format(customers=customers, redis=redis) for word in step.command]
-                costs[step.name] = _cost_of([*RAPPORT, *words, "--workspace", str(workspace)])
+                cost = costs[step.name] = _cost_of([*RAPPORT, *words, "--workspace", str(workspace)])
+                # Millions of customers take an hour: what was measured is said at once, whatever the next step does.
+                bar.write(
+                    f"{customers:,} customers, {step.name}: {cost.seconds:,.0f} s, {cost.processor_s:,.0f} s of the "
+                    f"processor, {cost.mib:,.0f} MiB"
+                )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return costs
