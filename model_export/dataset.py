@@ -19,9 +19,9 @@ from feature_client.offline.events import scratch
 from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
 from feature_client.schema import FeatureSchema
-from model_export.labels import label_column, label_table
+from model_export.labels import SILENCE, label_column, label_table
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
-from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks, settled_by
+from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks
 
 
 class DatasetError(RapportError):
@@ -56,6 +56,7 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
             *historical.to_batch(schema, part),
             labels=part[[label_column(labelled) for labelled in tasks]].to_numpy(dtype=np.float32),
             customers=part["customer_id"].to_numpy(dtype=object),
+            silence=part[SILENCE].fillna(np.inf).to_numpy(dtype=np.float64),
         )
         for name, part in frames.items()
     }
@@ -75,15 +76,21 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
         **rows,
         about=about,
         digest=data.digest,
-        settled_by=settled_by(tasks),
+        known_at=split.test[0].timestamp(),
+        silences=frozenset(place for place, labelled in enumerate(tasks) if labelled.label == "silent"),
     )
 
 
 def _as_of(rows: Rows, tasks: Sequence[LabelledTask], moment: datetime) -> Rows:
-    """What is known of the labels at that moment: a task is not defined where its label ends later."""
+    """What is known at that moment: a task is not defined where its label ends later, and no later purchase is."""
     ends = rows.cutoffs[:, None] + np.array([labelled.task.horizon_days * 86_400.0 for labelled in tasks])
     known = ends <= moment.timestamp()
-    return replace(rows, labels=np.where(known, rows.labels, np.float32(0)), eligible=rows.eligible & known)
+    return replace(
+        rows,
+        labels=np.where(known, rows.labels, np.float32(0)),
+        eligible=rows.eligible & known,
+        silence=np.where(rows.cutoffs + rows.silence * 86_400.0 < moment.timestamp(), rows.silence, np.inf),
+    )
 
 
 def _check_matured(instants: Sequence[datetime], tasks: Sequence[LabelledTask], data: DataSet) -> None:

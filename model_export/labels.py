@@ -10,11 +10,14 @@ from model_export.tasks import POPULATION_DAYS, LabelledTask
 
 DAY_S = 86_400
 
+SILENCE = "silence_days"
+"""Column: days from the cutoff to the next purchase; null where there is none within the longest horizon."""
+
 
 def label_table(events: ibis.Table, instants: Sequence[datetime], tasks: Sequence[LabelledTask]) -> ibis.Table:
-    """customer_id, cutoff (epoch seconds) and one column a task, for everyone in the population at each cutoff.
+    """customer_id, cutoff (epoch seconds), SILENCE and one column a task: everyone in the population at each cutoff.
 
-    events: customer_id, ts, type, amount. Columns are named `label_<task>`.
+    events: customer_id, ts, type, amount. Columns of tasks are named `label_<task>`.
     """
     orders = events.filter(events.type == "purchase").select(
         "customer_id",
@@ -32,6 +35,7 @@ def label_table(events: ibis.Table, instants: Sequence[datetime], tasks: Sequenc
         ],
     )
     columns = {label_column(labelled): _label(near, labelled) for labelled in tasks}
+    columns[SILENCE] = (near.second.min(where=near.second >= near.cutoff) - near.cutoff.max()).cast("float64") / DAY_S
     grouped = near.group_by("customer_id", "cutoff").agg(known=(near.second < near.cutoff).any(), **columns)
     return grouped.filter(grouped.known).drop("known").order_by("cutoff", "customer_id")
 

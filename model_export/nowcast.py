@@ -1,10 +1,10 @@
 """Labels that are not known yet, as far as what came since the cutoff says.
 
-Whether somebody stays silent for 90 days is known 90 days later. But who has bought within the first 30 days has not
-stayed silent, and that is known two months sooner; of the others, the chance is what it was for those who were as quiet
-for as long the last time it is known of. So levels are met that are two months newer than the newest label: as in
-survival analysis, an outcome that is censored is not one that is unknown (Kaplan and Meier 1958; in statistics of
-epidemics it is called nowcasting).
+Whether somebody stays silent for 90 days is known 90 days later. But who has bought since has not stayed silent, and
+that is known as soon as it happens; of the others, the chance is what it was for those who were as quiet for as long
+the last time it is known of. So levels are met that are two months newer than the newest label: as in survival
+analysis, an outcome that is censored is not one that is unknown (Kaplan and Meier 1958; in statistics of epidemics it
+is called nowcasting).
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit  # type: ignore[import-untyped]
 
 from feature_client.contract import eligible_rows
-from feature_client.schema import FloatArray
+from feature_client.schema import DAY_S, FloatArray
 from model_export.calibration import platt
 from model_export.rows import CALIBRATING, Dataset, Rows
 
@@ -40,24 +40,33 @@ def slope_and_shift(dataset: Dataset, rows: Rows, task: int, logits: FloatArray)
     """
     labels = rows.labels[:, task].astype(np.float64)
     unsettled = rows.eligible[:, task] & np.isnan(labels)
-    if unsettled.any():
-        quiet = rows.eligible[:, task] & ~np.isnan(labels) & (rows.labels[:, dataset.settled_by[task]] == 0)
+    over = rows.eligible[:, task] & (_days_since(dataset, rows) >= dataset.tasks[task].horizon_days)
+    for days in np.unique(_days_since(dataset, rows)[unsettled]):
+        quiet = over & (rows.silence >= days)
         slope, shift = platt(logits[quiet], labels[quiet])
-        labels[unsettled] = expit(slope * logits[unsettled] + shift)
+        here = unsettled & (_days_since(dataset, rows) == days)
+        labels[here] = expit(slope * logits[here] + shift)
     newest = rows.at_newest(task, CALIBRATING)
     return platt(logits[newest], labels[newest])
 
 
 def _half_known(dataset: Dataset, known: Rows) -> Rows:
-    """The same rows, with labels also where another task of a shorter horizon is known (`Dataset.settled_by`): 0 where
-    it settles them, else NaN. Not of a task whose newest labels are all the same for the quiet."""
+    """The same rows, with labels also of tasks of silence whose horizon is not over: 0 where somebody has bought since,
+    else NaN. Not where all who were as quiet for as long had the same label, the last time that it is known of."""
     labels, eligible = known.labels.copy(), known.eligible.copy()
     defined = eligible_rows(dataset.schema, dataset.tasks, known.numeric)
-    for late, early in dataset.settled_by.items():
-        quiet = known.labels[:, early] == 0
-        if len(np.unique(known.labels[known.at_newest(late, CALIBRATING) & quiet, late])) < 2:
-            continue
-        begun = known.eligible[:, early] & defined[:, late] & ~known.eligible[:, late]
-        labels[begun, late] = np.where(quiet[begun], np.nan, 0.0)
-        eligible[begun, late] = True
+    since = _days_since(dataset, known)
+    for task in dataset.silences:
+        newest = known.at_newest(task, CALIBRATING)
+        for days in np.unique(since[since < dataset.tasks[task].horizon_days]):
+            if len(np.unique(known.labels[newest & (known.silence >= days), task])) < 2:
+                continue
+            begun = defined[:, task] & (since == days)
+            labels[begun, task] = np.where(known.silence[begun] < days, 0.0, np.nan)
+            eligible[begun, task] = True
     return replace(known, labels=labels, eligible=eligible)
+
+
+def _days_since(dataset: Dataset, rows: Rows) -> FloatArray:
+    """[rows] from the cutoff to the moment until which things are known."""
+    return (dataset.known_at - rows.cutoffs) / DAY_S

@@ -1,7 +1,8 @@
 """Training rows as arrays, and how features and labels become them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ class Rows:
     eligible: npt.NDArray[np.bool_]  # [rows, T]
     customers: npt.NDArray[np.object_]  # [rows]
     cutoffs: FloatArray  # [rows], epoch seconds
+    silence: FloatArray  # [rows], days from the cutoff to the next purchase; infinite where none is known of
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -87,7 +89,8 @@ class Dataset:
     about: Mapping[str, str]  # for people: data, windows, cutoffs, rows
     digest: str
     known: Rows | None = None  # of all cutoffs with a label known at the first test cutoff; there alone eligible
-    settled_by: Mapping[int, int] = field(default_factory=dict)  # task -> one of a shorter horizon whose 1 makes it a 0
+    known_at: float = math.inf  # epoch seconds; what came later is not in `known`
+    silences: frozenset[int] = frozenset()  # tasks that a purchase within the horizon makes 0, and nothing else
 
     @property
     def fitted(self) -> Rows:
@@ -115,8 +118,11 @@ def make_rows(
     *,
     labels: npt.NDArray[np.float32],
     customers: npt.NDArray[np.object_],
+    silence: FloatArray,
 ) -> Rows:
-    """Through the very `encode` that serving calls. as_of [rows]: the cutoffs; labels [rows, T]."""
+    """Through the very `encode` that serving calls. as_of [rows]: the cutoffs; labels [rows, T]; silence [rows]: as in
+    `Rows`."""
     encoded = schema.encode(batch, as_of)
     eligible = eligible_rows(schema, tasks, encoded.numeric)
-    return Rows(encoded.numeric, encoded.categorical, np.array(labels, np.float32), eligible, customers, as_of)
+    labels = np.array(labels, np.float32)
+    return Rows(encoded.numeric, encoded.categorical, labels, eligible, customers, as_of, silence)

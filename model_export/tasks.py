@@ -1,6 +1,5 @@
 """The tasks of the built-in model `engagement`: what each score means and how its label is read from events."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,18 +16,6 @@ LabelKind = Literal["bought", "silent", "spent"]
 class LabelledTask:
     task: Task
     label: LabelKind
-
-
-def settled_by(tasks: Sequence[LabelledTask]) -> dict[int, int]:
-    """Position of a task that is no more once somebody buys -> that of the task with the longest horizon, of those with
-    a shorter one than its own, that says whether somebody has bought."""
-    bought = [(labelled.task.horizon_days, place) for place, labelled in enumerate(tasks) if labelled.label == "bought"]
-    found = {}
-    for place, labelled in enumerate(tasks):
-        sooner = [one for one in bought if one[0] < labelled.task.horizon_days]
-        if labelled.label == "silent" and sooner:
-            found[place] = max(sooner)[1]
-    return found
 
 
 def engagement_tasks(currency: str) -> tuple[LabelledTask, ...]:

@@ -65,6 +65,10 @@ def test_labels_and_features_of_a_row_are_of_its_customer_and_cutoff(workspace: 
             within = [(after >= 0) & (after < days * DAY_S) for days in (30, 90)]
             expected = [within[0].any(), not within[1].any(), amounts[within[1]].sum()]
             np.testing.assert_allclose(rows.labels[row], expected, rtol=1e-6)
+            if within[1].any():
+                assert rows.silence[row] == after[after >= 0].min() / DAY_S
+            else:
+                assert rows.silence[row] == np.inf
 
             features = dict(zip(names, rows.numeric[row], strict=True))
             silent_days = (rows.cutoffs[row] - seconds[after < 0].max()) / DAY_S
@@ -163,6 +167,11 @@ def test_of_what_is_known_no_label_ends_after_the_first_test_cutoff(built: Datas
         assert late.any() == (task.horizon_days == 90)
         assert not known.eligible[late, position].any()
         assert not known.labels[late, position].any()
+    assert built.known_at == first
+    bought = np.isfinite(known.silence)
+    assert (known.cutoffs + known.silence * DAY_S)[bought].max() < first
+    # Half of those whose label is not known have bought since, and that is known.
+    assert bought[~known.eligible[:, 1] & known.eligible[:, 0]].any()
     # What is known includes what was trained on, label for label.
     shared = np.isin(known.cutoffs, built.train.cutoffs)
     np.testing.assert_array_equal(known.labels[shared], built.train.labels)

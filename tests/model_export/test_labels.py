@@ -3,7 +3,7 @@ from decimal import Decimal
 
 import ibis
 
-from model_export.labels import label_table
+from model_export.labels import SILENCE, label_table
 from model_export.tasks import engagement_tasks
 
 CUTOFF = datetime(2026, 3, 1, tzinfo=UTC)
@@ -54,6 +54,17 @@ def test_the_population_bought_in_the_year_before_the_cutoff() -> None:
 
 def test_returns_are_no_purchases() -> None:
     assert labels(("c", day(-5), "purchase", "10"), ("c", day(5), "return", "10")) == {("c", AT): (0, 1, 0)}
+
+
+def test_silence_lasts_until_the_next_purchase() -> None:
+    columns = {
+        "customer_id": ["soon", "soon", "soon", "late", "late", "returned", "returned"],
+        "ts": [day(-1), day(2.5), day(4), day(-1), day(90), day(-1), day(1)],
+        "type": ["purchase"] * 6 + ["return"],
+        "amount": [Decimal(1)] * 7,
+    }
+    rows = ibis.duckdb.connect().to_pyarrow(label_table(ibis.memtable(columns), [CUTOFF], TASKS)).to_pylist()
+    assert {row["customer_id"]: row[SILENCE] for row in rows} == {"soon": 2.5, "late": None, "returned": None}
 
 
 def test_every_cutoff_has_its_own_row() -> None:

@@ -10,7 +10,6 @@ from feature_client.schema import DAY_S
 from model_export.calibration import platt
 from model_export.nowcast import calibrating, slope_and_shift
 from model_export.rows import CALIBRATING, Dataset, Rows
-from model_export.tasks import engagement_tasks, settled_by
 from tests.model_export.tiny_release import tiny_schema
 
 PURCHASE, CHURN = 0, 1
@@ -21,13 +20,17 @@ UNKNOWN = 3
 
 @pytest.fixture(scope="module")
 def censored(dataset: Dataset) -> Dataset:
-    """The training rows as if of eight fortnights; labels of the last three stand there, but are not known."""
+    """The training rows as if of eight cutoffs, each four weeks after the other, 30 days after the last of them; labels
+    of the last three stand there, but are not known."""
     train = dataset.train
-    fortnight = np.arange(len(train)) % CUTOFFS
+    month = np.arange(len(train)) % CUTOFFS
     eligible = train.eligible.copy()
-    eligible[fortnight >= CUTOFFS - UNKNOWN, CHURN:] = False
-    cutoffs = train.cutoffs + 14 * DAY_S * fortnight
-    return replace(dataset, known=replace(train, cutoffs=cutoffs, eligible=eligible), settled_by={CHURN: PURCHASE})
+    eligible[month >= CUTOFFS - UNKNOWN, CHURN:] = False
+    cutoffs = train.cutoffs + 28 * DAY_S * month
+    known_at = float(cutoffs.max()) + 30 * DAY_S
+    silence = np.where(cutoffs + train.silence * DAY_S < known_at, train.silence, np.inf)
+    known = replace(train, cutoffs=cutoffs, eligible=eligible, silence=silence)
+    return replace(dataset, known=known, known_at=known_at, silences=frozenset({CHURN}))
 
 
 def known(dataset: Dataset) -> Rows:
@@ -51,7 +54,8 @@ def test_scores_are_made_to_meet_the_newest_and_those_that_are_half_known(censor
 
     defined = eligible_rows(censored.schema, censored.tasks, rows.numeric)[:, CHURN]
     np.testing.assert_array_equal(rows.eligible[:, CHURN], defined)
-    begun, bought = rows.eligible[:, CHURN] & np.isin(rows.cutoffs, half), rows.labels[:, PURCHASE] == 1
+    begun, bought = rows.eligible[:, CHURN] & np.isin(rows.cutoffs, half), np.isfinite(rows.silence)
+    assert (bought & (rows.silence > 30))[begun].any()  # not within the 30 days of the other task
     assert not rows.labels[begun & bought, CHURN].any()
     assert np.isnan(rows.labels[begun & ~bought, CHURN]).all()
     assert np.isin(rows.labels[defined & ~begun, CHURN], (0, 1)).all()
@@ -70,7 +74,7 @@ def test_half_known_labels_give_the_level_that_full_ones_would_have_given(censor
     told = told.take(eligible_rows(censored.schema, censored.tasks, told.numeric)[:, CHURN])
     came = float(told.labels[:, CHURN].mean())
     said = float(expit(slope * logits(told) + shift).mean())
-    old = replace(changed, settled_by={})
+    old = replace(changed, silences=frozenset())
     rows = calibrating(old)
     slope, shift = slope_and_shift(old, rows, CHURN, logits(rows))
     without = float(expit(slope * logits(told) + shift).mean())
@@ -88,11 +92,11 @@ def test_what_is_not_known_yet_changes_nothing(censored: Dataset) -> None:
         np.testing.assert_array_equal(rows.labels[kept, task], others.labels[kept, task])
 
 
-@pytest.mark.parametrize("why", ["no other task", "one class", "all known"])
+@pytest.mark.parametrize("why", ["no task of silence", "one class", "all known"])
 def test_where_nothing_can_be_told_the_newest_labels_are_met(censored: Dataset, why: str) -> None:
     rows, dataset = known(censored), censored
-    if why == "no other task":
-        dataset = replace(dataset, settled_by={})
+    if why == "no task of silence":
+        dataset = replace(dataset, silences=frozenset())
     elif why == "one class":
         rows = replace(rows, labels=np.where(np.arange(3) == CHURN, np.float32(1), rows.labels))
     else:
@@ -100,15 +104,6 @@ def test_where_nothing_can_be_told_the_newest_labels_are_met(censored: Dataset, 
     after, newest = calibrating(replace(dataset, known=rows)), rows.newest(CALIBRATING)
     np.testing.assert_array_equal(after.labels, newest.labels)
     np.testing.assert_array_equal(after.eligible, newest.eligible)
-
-
-def test_silence_is_settled_by_the_purchase_with_the_longest_shorter_horizon() -> None:
-    purchase, churn, spend = engagement_tasks("GBP")
-    week = replace(purchase, task=replace(purchase.task, horizon_days=7))
-    quarter = replace(purchase, task=replace(purchase.task, horizon_days=90))
-    assert settled_by((purchase, churn, spend)) == {1: 0}
-    assert settled_by((week, purchase, quarter, churn)) == {3: 1}
-    assert settled_by((quarter, churn, spend)) == settled_by((spend, churn)) == {}
 
 
 def test_a_chance_counts_as_that_many_ones() -> None:

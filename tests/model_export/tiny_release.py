@@ -252,4 +252,7 @@ def with_gates(release: Release, root: Path, **said: str) -> Release:
 
 def _rows(schema: FeatureSchema, tasks: tuple[Task, ...], world: World) -> Rows:
     customers = np.array([str(10_000 + row) for row in range(len(world.labels))], dtype=object)
-    return make_rows(schema, tasks, world.batch, world.as_of, labels=world.labels, customers=customers)
+    soon, silent = world.labels[:, 0] == 1, world.labels[:, 1] == 1
+    # Of those who come back, the labels say no more than within how many days: any in between will do.
+    silence = np.where(soon, 15.0, np.where(silent, np.inf, 30.0 + np.arange(len(soon)) % 60))
+    return make_rows(schema, tasks, world.batch, world.as_of, labels=world.labels, customers=customers, silence=silence)

@@ -18,7 +18,9 @@ def with_weights(run: Run, weights: Mapping[str, torch.Tensor]) -> Run:
     network.load_state_dict(dict(weights))
     kept = run.holdout
     nobody = np.full(len(kept), "", dtype=object)
-    rows = Rows(kept.numeric, kept.categorical, kept.labels, kept.eligible, nobody, kept.cutoffs)
+    rows = Rows(
+        kept.numeric, kept.categorical, kept.labels, kept.eligible, nobody, kept.cutoffs, np.full(len(kept), np.inf)
+    )
     return replace(run, weights=weights, holdout=replace(kept, scores=predict(network, rows)))
 
 
