@@ -38,13 +38,13 @@ def slope_and_shift(dataset: Dataset, rows: Rows, task: int, logits: FloatArray)
 
     What is not settled counts as the chance that rows with labels and as much silence so far had with that logit.
     """
-    labels = rows.labels[:, task].astype(np.float64)
+    labels, since = rows.labels[:, task].astype(np.float64), _days_since(dataset, rows)
+    over = rows.eligible[:, task] & (since >= dataset.tasks[task].horizon_days)
     unsettled = rows.eligible[:, task] & np.isnan(labels)
-    over = rows.eligible[:, task] & (_days_since(dataset, rows) >= dataset.tasks[task].horizon_days)
-    for days in np.unique(_days_since(dataset, rows)[unsettled]):
+    for days in np.unique(since[unsettled]):
         quiet = over & (rows.silence >= days)
         slope, shift = platt(logits[quiet], labels[quiet])
-        here = unsettled & (_days_since(dataset, rows) == days)
+        here = unsettled & (since == days)
         labels[here] = expit(slope * logits[here] + shift)
     newest = rows.at_newest(task, CALIBRATING)
     return platt(logits[newest], labels[newest])
