@@ -16,17 +16,22 @@ MOST = 2.0
 
 def platt(logits: FloatArray, labels: FloatArray) -> tuple[float, float]:
     """Slope and shift of the logits [rows] with which labels [rows] are met (Platt 1999, "Probabilistic Outputs for
-    Support Vector Machines"); (1, 0) where the rows have one class only, or where ranking would be turned round.
+    Support Vector Machines"); (1, 0) where there is no `line`.
 
     A label between 0 and 1 is a chance: the row counts that much as a 1, and the rest as a 0.
     """
+    return line(logits, labels) or (1.0, 0.0)
+
+
+def line(logits: FloatArray, labels: FloatArray) -> tuple[float, float] | None:
+    """As `platt`; None where the rows have one class only, or where ranking would be turned round."""
     if not 0 < labels.sum() < len(labels):
-        return 1.0, 0.0
+        return None
     weights = np.concatenate([labels, 1 - labels])
     ones = np.concatenate([np.ones(len(labels)), np.zeros(len(labels))])
     fitted = LogisticRegression(C=1e4).fit(np.tile(logits, 2)[:, None], ones, weights)
     slope, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    return (slope, shift) if slope > 0 else (1.0, 0.0)
+    return (slope, shift) if slope > 0 else None
 
 
 def factor(amounts: FloatArray, labels: FloatArray) -> float:

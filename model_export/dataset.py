@@ -18,7 +18,7 @@ from feature_client.offline.aggregates import read_schema
 from feature_client.offline.events import scratch
 from feature_client.offline.learners import LEARNERS, learners
 from feature_client.offline.workspace import DataSet, Workspace
-from feature_client.schema import FeatureSchema
+from feature_client.schema import DAY_S, FeatureSchema
 from model_export.labels import SILENCE, label_column, label_table
 from model_export.rows import Dataset, Rows, fit_vocabularies, make_rows
 from model_export.tasks import POPULATION_DAYS, LabelledTask, engagement_tasks
@@ -60,7 +60,7 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
         )
         for name, part in frames.items()
     }
-    rows["known"] = _as_of(rows["known"], tasks, split.test[0])
+    rows["known"] = as_of(rows["known"], tasks, split.test[0])
     about = {
         "data": data.name,
         "events": str(data.events),
@@ -81,15 +81,15 @@ def build(workspace: Workspace, code: str, test: Sequence[datetime] | None = Non
     )
 
 
-def _as_of(rows: Rows, tasks: Sequence[LabelledTask], moment: datetime) -> Rows:
+def as_of(rows: Rows, tasks: Sequence[LabelledTask], moment: datetime) -> Rows:
     """What is known at that moment: a task is not defined where its label ends later, and no later purchase is."""
-    ends = rows.cutoffs[:, None] + np.array([labelled.task.horizon_days * 86_400.0 for labelled in tasks])
+    ends = rows.cutoffs[:, None] + np.array([labelled.task.horizon_days * DAY_S for labelled in tasks])
     known = ends <= moment.timestamp()
     return replace(
         rows,
         labels=np.where(known, rows.labels, np.float32(0)),
         eligible=rows.eligible & known,
-        silence=np.where(rows.cutoffs + rows.silence * 86_400.0 < moment.timestamp(), rows.silence, np.inf),
+        silence=np.where(rows.cutoffs + rows.silence * DAY_S < moment.timestamp(), rows.silence, np.inf),
     )
 
 

@@ -90,7 +90,7 @@ class Dataset:
     digest: str
     known: Rows | None = None  # of all cutoffs with a label known at the first test cutoff; there alone eligible
     known_at: float = math.inf  # epoch seconds; what came later is not in `known`
-    silences: frozenset[int] = frozenset()  # tasks that a purchase within the horizon makes 0, and nothing else
+    silences: frozenset[int] = frozenset()  # tasks whose label is 1 unless somebody buys within the horizon
 
     @property
     def fitted(self) -> Rows:
@@ -120,8 +120,7 @@ def make_rows(
     customers: npt.NDArray[np.object_],
     silence: FloatArray,
 ) -> Rows:
-    """Through the very `encode` that serving calls. as_of [rows]: the cutoffs; labels [rows, T]; silence [rows]: as in
-    `Rows`."""
+    """Through the very `encode` that serving calls. as_of [rows]: the cutoffs; labels [rows, T]; silence [rows]."""
     encoded = schema.encode(batch, as_of)
     eligible = eligible_rows(schema, tasks, encoded.numeric)
     labels = np.array(labels, np.float32)

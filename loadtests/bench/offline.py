@@ -26,7 +26,7 @@ FLAT = 1.2
 @dataclass(frozen=True)
 class Step:
     """command: what follows `rapport`. means: None for what is done on the way and is not a row. sampled: it takes a
-    sample of fixed size, and so the same time of any number of customers."""
+    sample of fixed size, so its time is compared as it is, not by customer."""
 
     name: str
     command: tuple[str, ...]
@@ -102,7 +102,8 @@ def _measured(workspace: Path, customers: int, steps: Sequence[Step]) -> dict[st
                 # Millions of customers take an hour: what was measured is said at once, whatever the next step does.
                 bar.write(
                     f"{customers:,} customers, {step.name}: {cost.seconds:,.0f} s, {cost.processor_s:,.0f} s of the "
-                    f"processor, {cost.mib:,.0f} MiB"
+                    f"processor, {cost.mib:,.0f} MiB",
+                    file=sys.stderr,
                 )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)

@@ -9,8 +9,10 @@ What `make bench ROWS=offline` measured on one machine; it rewrites this page. `
 customers, one data set after the other. Each step is a command of its own: its time on the clock and on all cores
 together, and the most memory that was resident at once (of the command, not of Redis). DuckDB gets 2 GB and spills into
 the workspace beyond. Features are built at `as_of` for every customer, and at the cutoffs of training for 50,000 of
-them, chosen by a hash of the id (`feature_client/offline/learners.py`): that part costs the same for any larger number,
-and training nearly so (Feast's join also reads the rows of those who are not trained on).
+them, chosen by a hash of the id (`feature_client/offline/learners.py`): that part costs the same for any larger number.
+Training takes those alone, so its time is compared as it is; it has to find them, and in Feast's join also passes over
+the rows of all others. Events are generated ones, written in the order of customers. Files of one's own (`rapport
+events load`) are sorted as a whole, for which the disk has to hold several times their size: not measured here.
 """
 
 

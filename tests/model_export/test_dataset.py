@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from feature_client.offline.spans import spans
 from feature_client.offline.views import VIEWS
 from feature_client.offline.workspace import Workspace
 from model_export import dataset
-from model_export.dataset import DatasetError, build
+from model_export.dataset import DatasetError, as_of, build
 from model_export.quality import prepare
 from model_export.rows import HALF_LIFE_DAYS, Dataset, Rows
+from model_export.tasks import engagement_tasks
 from tests.feature_client.offline.planted import peeking, shifted
 
 DAY_S = 86_400
@@ -168,14 +169,37 @@ def test_of_what_is_known_no_label_ends_after_the_first_test_cutoff(built: Datas
         assert not known.eligible[late, position].any()
         assert not known.labels[late, position].any()
     assert built.known_at == first
-    bought = np.isfinite(known.silence)
-    assert (known.cutoffs + known.silence * DAY_S)[bought].max() < first
-    # Half of those whose label is not known have bought since, and that is known.
-    assert bought[~known.eligible[:, 1] & known.eligible[:, 0]].any()
+    assert built.silences == {[task.name for task in built.tasks].index("churn_90d")}
     # What is known includes what was trained on, label for label.
     shared = np.isin(known.cutoffs, built.train.cutoffs)
     np.testing.assert_array_equal(known.labels[shared], built.train.labels)
     np.testing.assert_array_equal(known.numeric[shared], built.train.numeric)
+
+
+def test_of_silence_is_known_what_came_before_the_first_test_cutoff(workspace: Workspace, built: Dataset) -> None:
+    """Recomputed from raw events, one row at a time."""
+    known = built.known
+    assert known is not None
+    events = pd.read_parquet(workspace.events)
+    orders = events[events["type"] == "purchase"]
+    young = np.flatnonzero(known.cutoffs + 90 * DAY_S > built.known_at)
+    ended = 0
+    for row in np.random.default_rng(0).choice(young, 100, replace=False):
+        seconds = orders["ts"][orders["customer_id"] == known.customers[row]].map(pd.Timestamp.timestamp).to_numpy()
+        coming = seconds[(seconds >= known.cutoffs[row]) & (seconds < built.known_at)]
+        silence = (coming.min() - known.cutoffs[row]) / DAY_S if len(coming) else np.inf
+        assert known.silence[row] == silence
+        ended += len(coming) > 0
+    assert 10 < ended < 90
+
+
+def test_a_purchase_at_the_moment_of_knowing_is_not_known(built: Dataset) -> None:
+    known, tasks = built.known, engagement_tasks("EUR")
+    assert known is not None
+    days = (built.known_at - known.cutoffs) / DAY_S
+    for silence, is_known in ((days, False), (days - 1 / DAY_S, True), (np.zeros(len(known)), True)):
+        found = as_of(replace(known, silence=silence), tasks, datetime.fromtimestamp(built.known_at, UTC))
+        assert (np.isfinite(found.silence) == is_known).all()
 
 
 def test_the_newest_rows_are_those_of_the_last_cutoffs_of_each_task(built: Dataset) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,11 @@ from scipy.special import expit  # type: ignore[import-untyped]
 
 from feature_client.contract import eligible_rows
 from feature_client.schema import DAY_S
+from model_export.baselines import Forecast, best_feature, linear, trees
 from model_export.calibration import platt
-from model_export.nowcast import calibrating, slope_and_shift
+from model_export.nowcast import calibrating, chances, slope_and_shift
 from model_export.rows import CALIBRATING, Dataset, Rows
+from model_export.train import predict, train
 from tests.model_export.tiny_release import tiny_schema
 
 PURCHASE, CHURN = 0, 1
@@ -20,8 +23,8 @@ UNKNOWN = 3
 
 @pytest.fixture(scope="module")
 def censored(dataset: Dataset) -> Dataset:
-    """The training rows as if of eight cutoffs, each four weeks after the other, 30 days after the last of them; labels
-    of the last three stand there, but are not known."""
+    """The training rows as if of eight cutoffs, each four weeks after the other, and as they are known 30 days after
+    the last; labels of the last three stand there, but are not known."""
     train = dataset.train
     month = np.arange(len(train)) % CUTOFFS
     eligible = train.eligible.copy()
@@ -92,18 +95,44 @@ def test_what_is_not_known_yet_changes_nothing(censored: Dataset) -> None:
         np.testing.assert_array_equal(rows.labels[kept, task], others.labels[kept, task])
 
 
-@pytest.mark.parametrize("why", ["no task of silence", "one class", "all known"])
+@pytest.mark.parametrize("why", ["no task of silence", "none known", "all known"])
 def test_where_nothing_can_be_told_the_newest_labels_are_met(censored: Dataset, why: str) -> None:
     rows, dataset = known(censored), censored
     if why == "no task of silence":
         dataset = replace(dataset, silences=frozenset())
-    elif why == "one class":
-        rows = replace(rows, labels=np.where(np.arange(3) == CHURN, np.float32(1), rows.labels))
+    elif why == "none known":
+        rows = replace(rows, eligible=rows.eligible & (np.arange(3) != CHURN))
     else:
         rows = rows.take(rows.eligible[:, CHURN])
     after, newest = calibrating(replace(dataset, known=rows)), rows.newest(CALIBRATING)
     np.testing.assert_array_equal(after.labels, newest.labels)
     np.testing.assert_array_equal(after.eligible, newest.eligible)
+
+
+def test_the_chance_of_those_still_silent_is_told_from_rows_with_labels() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=4_000)
+    labels = (rng.random(4_000) < expit(0.7 * logits - 0.4)).astype(np.float64)
+    at = np.array([-1.0, 0.0, 2.0])
+    np.testing.assert_allclose(chances(logits, labels, at), expit(0.7 * at - 0.4), atol=0.04)
+
+
+@pytest.mark.parametrize("share", [0.75, 1.0])
+def test_where_the_model_says_nothing_of_those_still_silent_their_share_counts(share: float) -> None:
+    logits = np.linspace(-2, 2, 400)
+    labels = (np.arange(400) < 400 * share).astype(np.float64)  # the higher the logit, the rarer
+    np.testing.assert_allclose(chances(logits, labels, np.array([-3.0, 3.0])), share)
+
+
+@pytest.mark.parametrize("of", [trees, linear, lambda dataset: best_feature(dataset)[0]])
+def test_rivals_are_fitted_beside_half_known_labels(censored: Dataset, of: Callable[[Dataset], Forecast]) -> None:
+    scores = of(censored).scores
+    assert np.isfinite(scores).all()
+    assert not np.array_equal(scores[:, CHURN], of(replace(censored, silences=frozenset())).scores[:, CHURN])
+
+
+def test_so_is_the_network(censored: Dataset) -> None:
+    assert np.isfinite(predict(train(censored, seed=0, epochs=1), censored.test)).all()
 
 
 def test_a_chance_counts_as_that_many_ones() -> None:
