@@ -33,12 +33,9 @@ CHUNK = 2_048
 CHANNELS = 2
 """Of each effect: as it is, and times the slope of the score by the margin."""
 
-PENALTIES = tuple(10.0**power for power in range(-6, 0))
-"""Of the ridge regression, relative to standardised effects; validation rows choose one for each outcome."""
-
-DIFFERENCE_PENALTIES = PENALTIES[3:]
-"""A difference rounds as the outcomes that it is of: smaller penalties, whose weights are ten times larger, miss the
-same and amplify rounding beyond what counts as equal."""
+PENALTIES = (1e-3, 1e-2, 1e-1)
+"""Of the ridge regression, relative to standardised effects; validation rows choose one for each outcome. Smaller ones
+miss the same, and their weights, up to ten times larger, amplify rounding beyond what counts as equal."""
 
 VALIDATION_SHARE = 0.2
 """Of the target's rows, the last ones; once they have chosen, they take part in the fit."""
@@ -215,13 +212,12 @@ def fit(game: FeatureGame, rows: MaskedRows, target: Target) -> DetailEstimate:
     """The weights of the effects at these masked rows, by ridge regression for each feature and outcome."""
     effects = _effects(game, rows, target.customers)
     _, tasks, columns, features = effects.shape
-    penalties = PENALTIES if has_slopes(game.network) else DIFFERENCE_PENALTIES
     weights = np.zeros((2 * tasks, columns, features))
     constant, shares = np.zeros((2, 2 * tasks, features))
     for outcome in range(2 * tasks):
         x = effects[:, outcome % tasks].transpose(2, 0, 1).astype(np.float64)  # [F, n, CHANNELS * R]
         y, trust = target.attributions[:, outcome].T, target.trust[:, outcome]
-        weights[outcome], constant[outcome], missed = _ridge(x, y, trust, penalties)
+        weights[outcome], constant[outcome], missed = _ridge(x, y, trust)
         shares[outcome] = missed / missed.sum() if missed.sum() > 0 else 1 / features
     return DetailEstimate(rows.taken, rows.references, game.owners, weights, constant, shares, target.base)
 
@@ -257,12 +253,12 @@ def _pursue(gram: Doubles, left: Doubles, rows: int, count: int) -> list[int]:
     return chosen
 
 
-def _ridge(x: Doubles, y: Doubles, trust: Doubles, penalties: Sequence[float]) -> tuple[Doubles, Doubles, Doubles]:
+def _ridge(x: Doubles, y: Doubles, trust: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     """x [F, n, C], y [F, n], rows weighted by trust [n] -> slopes [C, F], intercepts [F], and the mean squares that
     were missed on validation rows [F]."""
     fitted = x.shape[1] - max(int(x.shape[1] * VALIDATION_SHARE), 1)
     found = []
-    for penalty, slopes, intercepts in _solve(x[:, :fitted], y[:, :fitted], trust[:fitted], penalties):
+    for penalty, slopes, intercepts in _solve(x[:, :fitted], y[:, :fitted], trust[:fitted], PENALTIES):
         missed = np.einsum("fnc,cf->fn", x[:, fitted:], slopes) + intercepts[:, None] - y[:, fitted:]
         squares = (missed**2 * trust[fitted:]).mean(axis=1)
         found.append((float(squares.sum()), penalty, squares))
